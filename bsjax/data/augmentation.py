@@ -1,0 +1,45 @@
+"""Augmentation inside jit, where each example's randomness is keyed by (seed, stream position) alone."""
+
+import jax
+import jax.numpy as jnp
+
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+
+
+def position_keys(key: jax.Array, position_hi: jax.Array, position_lo: jax.Array) -> jax.Array:
+    """A key per example.
+
+    Args:
+      key: of the run.
+      position_hi: uint32 [n], the upper half of the stream positions.
+      position_lo: uint32 [n], the lower half.
+    """
+    return jax.vmap(lambda hi, lo: jax.random.fold_in(jax.random.fold_in(key, hi), lo))(position_hi, position_lo)
+
+
+def augment(name: str, images: jax.Array, keys: jax.Array, padding: int = 4) -> jax.Array:
+    """Augments each image by its own key.
+
+    Args:
+      name: "none", "crop" (pad with zeros, then crop at random to the old size), or "crop_flip" (and mirror
+        half of them left to right).
+      images: float [n, height, width, channels], standardised, so that zero is the mean colour.
+      keys: [n], from `position_keys`.
+      padding: pixels on each side.
+
+    Returns:
+      As images.
+    """
+    if name == "none":
+        return images
+
+    def augment_one(image: jax.Array, key: jax.Array) -> jax.Array:
+        crop_key, flip_key = jax.random.split(key)
+        padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
+        image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        if name == "crop_flip":
+            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+        return image
+
+    return jax.vmap(augment_one)(images, keys)

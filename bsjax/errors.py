@@ -1,0 +1,46 @@
+"""The one error for bad input: one line, with the name, the value, what is allowed and the nearest choice."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class InvalidArgument(ValueError):  # noqa: N818  (reads as what it says)
+    """An argument or flag whose value cannot be used.
+
+    Args:
+      name: the argument's name, which is also the flag's.
+      value: what was given.
+      allowed: what is allowed, as a phrase that follows "must be".
+      nearest: the nearest valid choice, where there is one.
+
+    >>> print(InvalidArgument("num_epochs", 0, "a positive number", nearest=1))
+    num_epochs is 0; it must be a positive number; nearest: 1
+    """
+
+    def __init__(self, name: str, value: Any, allowed: str, nearest: Any = None):
+        self.name, self.value, self.allowed, self.nearest = name, value, allowed, nearest
+        hint = "" if nearest is None else f"; nearest: {nearest}"
+        super().__init__(f"{name} is {value!r}; it must be {allowed}{hint}")
+
+    def __reduce__(self):  # an error of a worker process arrives whole
+        return InvalidArgument, (self.name, self.value, self.allowed, self.nearest)
+
+    def renamed(self, name: str) -> "InvalidArgument":
+        """The same of an argument that its caller knows by another name."""
+        return InvalidArgument(name, self.value, self.allowed, self.nearest)
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """Returns value if it is one of choices, else raises with the choice that looks most like it.
+
+    >>> check_choice("scaling", "linaer", ["linear", "sqrt"])
+    Traceback (most recent call last):
+    ...
+    bsjax.errors.InvalidArgument: scaling is 'linaer'; it must be one of linear, sqrt; nearest: linear
+    """
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
+        raise InvalidArgument(name, value, f"one of {', '.join(choices)}", *near)
+    return value

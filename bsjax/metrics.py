@@ -1,0 +1,110 @@
+"""What a run leaves behind and what it shows: JSON lines, JSON files, a progress bar or plain lines."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import tqdm
+
+
+class MetricWriter:
+    """Writes one JSON object a line, each at once, so that whatever stops the run loses none."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close)
+
+    def write(self, **values: Any) -> None:
+        self._file.write(json.dumps({name: _rounded(value) for name, value in values.items()}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Progress:
+    """Shows how far a run is: a bar on a terminal, else a line per evaluation.
+
+    Speed and time left are computed from examples, so they stay right while the batch grows.
+
+    Args:
+      num_examples: of the whole run.
+      dataset_size: an epoch.
+      show: "auto", or "none" to show nothing.
+    """
+
+    def __init__(self, num_examples: int, dataset_size: int, show: str = "auto", file: TextIO | None = None):
+        self._file = file or sys.stderr
+        self._num_examples = num_examples
+        self._dataset_size = dataset_size
+        self._latest: dict[str, Any] = {}
+        self._shown_at = 0.0
+        self._show = show
+        self._bar = None
+        if show == "auto" and self._file.isatty():
+            layout = "{percentage:3.0f}% |{bar:20}| {desc}"
+            self._bar = tqdm.tqdm(total=num_examples, bar_format=layout, file=self._file, dynamic_ncols=True)
+
+    def update(self, **latest: Any) -> None:
+        """Takes in the latest values; redraws a bar a few times a second."""
+        self._latest.update(latest)
+        now = time.perf_counter()
+        if self._bar is not None and now - self._shown_at > 0.2:
+            self._shown_at = now
+            self._bar.n = self._latest["examples_seen"]
+            self._bar.set_description_str(self.line())
+
+    def evaluated(self, **latest: Any) -> None:
+        """Takes in an evaluation; without a bar, prints a line."""
+        self._latest.update(latest)
+        if self._bar is None and self._show == "auto":
+            print(self.line(), file=self._file, flush=True)
+
+    def line(self) -> str:
+        """The latest values in a line.
+
+        >>> progress = Progress(num_examples=2000, dataset_size=100, show="none")
+        >>> progress.update(update=50, examples_seen=1000, batch_size=20, learning_rate=0.1, train_loss=0.5)
+        >>> progress.update(examples_per_second=500.0, test_accuracy=0.75)
+        >>> progress.line()
+        'epoch 10.0/20  update 50  B 20  lr 0.1  loss 0.5000  test 75.00 %  500 images/s  0:02 left'
+        """
+        values = self._latest
+        parts = [
+            f"epoch {values['examples_seen'] / self._dataset_size:.1f}/{self._num_examples / self._dataset_size:.4g}",
+            f"update {values['update']:,}",
+            f"B {values['batch_size']:,}",
+            f"lr {values['learning_rate']:.4g}",
+        ]
+        if "train_loss" in values:
+            parts.append(f"loss {values['train_loss']:.4f}")
+        if "test_accuracy" in values:
+            parts.append(f"test {100 * values['test_accuracy']:.2f} %")
+        speed = values.get("examples_per_second")
+        if speed:
+            seconds = max(0, self._num_examples - values["examples_seen"]) / speed
+            parts += [f"{speed:,.0f} images/s", f"{tqdm.tqdm.format_interval(seconds).lstrip('0').rjust(4, '0')} left"]
+        return "  ".join(parts)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.n = self._latest.get("examples_seen", 0)
+            self._bar.set_description_str(self.line() if self._latest else "")
+            self._bar.close()
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -1,0 +1,30 @@
+"""Figure 2: training cross-entropy of the three schedules of Section 5.1, against epochs and against updates.
+
+python -m experiments.figure2 --preset=digits --seeds=5 --workdir=runs/digits
+
+Against epochs the curves coincide; against updates the growing batch needs far fewer.
+"""
+
+import matplotlib.pyplot as plt
+
+from experiments import cli, figures, presets
+
+
+def main() -> None:
+    """Trains what is missing, then draws the figure and prints the table."""
+    study = figures.study_from_flags()
+    results = figures.train(study, presets.section_5_1(study.preset, study.config))
+    curves = {label: figures.curve(group, "train_loss") for label, group in results.items()}
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
+    figures.plot_curves(left, curves, "epoch", "Training cross-entropy")
+    figures.plot_curves(right, curves, "update")
+    left.set_yscale("log")
+    figures.legend_above(figure, left, columns=3)
+    figures.print_results(results)
+    figures.save(figure, study, "figure2", figures.curve_rows(curves, "train_loss"))
+
+
+if __name__ == "__main__":
+    figures.define_flags()
+    cli.run(main)

@@ -1,0 +1,238 @@
+"""What the figures share: their flags, means over seeds, the table, and the way a picture looks."""
+
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+
+from bsjax import InvalidArgument
+from experiments import config as config_lib
+from experiments import presets, runs
+from experiments.config import Config
+
+# What the figures vary themselves.
+_VARIED = (
+    "optimizer",
+    "momentum",
+    "schedule",
+    "scale_learning_rate",
+    "scale_momentum",
+    "max_batch_size",
+    "seed",
+)
+
+# Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (1, 2)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+plt.rcParams.update(
+    {
+        "figure.dpi": 150,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e4e4e4",
+        "axes.axisbelow": True,
+        "lines.linewidth": 1.6,
+        "legend.frameon": False,
+        "svg.hashsalt": "bsjax",  # the same picture is the same file
+    }
+)
+
+
+class Study(NamedTuple):
+    """What a figure is made from."""
+
+    preset: presets.Preset
+    config: Config  # the preset's, with the flags that were set
+    workdir: pathlib.Path
+    seeds: range
+    jobs: int | None
+
+
+class Curve(NamedTuple):
+    """A metric along training, over seeds."""
+
+    epoch: np.ndarray
+    update: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray  # over seeds; of one seed, 0
+
+
+def define_flags() -> None:
+    """Defines --preset, --workdir, --seeds, --jobs, and the run's flags that figures do not vary."""
+    flags.DEFINE_string("preset", "digits", f"Data set and recipe. One of {', '.join(presets.PRESETS)}.")
+    flags.DEFINE_string("workdir", None, "Folder for the figure and its runs, which figures can share.", required=True)
+    flags.DEFINE_integer("seeds", 5, "Number of seeds of each schedule.")
+    flags.DEFINE_integer("jobs", None, "Runs at the same time; default, one per core, or one on an accelerator.")
+    config_lib.define_flags(except_for=_VARIED)
+
+
+def study_from_flags() -> Study:
+    """What the command line asks for."""
+    values = flags.FLAGS
+    for name in ("seeds", "jobs"):
+        value = getattr(values, name)
+        if value is not None and value < 1:
+            raise InvalidArgument(name, value, "a whole number >= 1", 1)
+    preset = presets.get(values.preset)
+    config = config_lib.config_from_flags(preset.config, except_for=_VARIED)
+    workdir = pathlib.Path(values.workdir).expanduser()
+    runs.make_workdir(workdir)
+    return Study(preset, config, workdir, range(values.seeds), values.jobs)
+
+
+def train(study: Study, schedules: dict[Any, Config]) -> dict[Any, list[runs.Result]]:
+    """Trains each schedule with each seed, one seed of every schedule first."""
+    configs = [dataclasses.replace(config, seed=seed) for seed in study.seeds for config in schedules.values()]
+    results = runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs)
+    return {label: results[i :: len(schedules)] for i, label in enumerate(schedules)}
+
+
+def curve(results: Sequence[runs.Result], metric: str) -> Curve:
+    """Mean and standard deviation over seeds of a metric's lines; diverged seeds are left out."""
+    lines = [[line for line in result.metrics if metric in line] for result in results if result.summary["completed"]]
+    if not lines:
+        return Curve(*(np.zeros(0) for _ in range(4)))
+    values = np.array([[line[metric] for line in run] for run in lines])
+    epoch, update = (np.array([line[clock] for line in lines[0]]) for clock in ("epoch", "update"))
+    return Curve(epoch, update, values.mean(axis=0), _std(values))
+
+
+def final(results: Sequence[runs.Result], name: str) -> tuple[float, float]:
+    """Mean and standard deviation over seeds of a value in the summaries; NaN where none completed."""
+    values = np.array([result.summary[name] for result in results if result.summary["completed"]])
+    return (float(values.mean()), float(_std(values))) if len(values) else (math.nan, math.nan)
+
+
+def plot_curves(
+    axes: Any, curves: dict[str, Curve], clock: str, ylabel: str | None = None, scale: float = 1.0, log_x: bool = False
+) -> None:
+    """Draws curves against "epoch" or "update", with a band of one standard deviation."""
+    for i, (label, one) in enumerate(curves.items()):
+        x = getattr(one, clock)
+        axes.plot(x, scale * one.mean, color=COLORS[i], linestyle=DASHES[i], label=label)
+        low, high = scale * (one.mean - one.std), scale * (one.mean + one.std)
+        axes.fill_between(x, low, high, color=COLORS[i], alpha=0.18, linewidth=0)
+    axes.set_xlabel({"epoch": "Epochs", "update": "Parameter updates"}[clock])
+    if ylabel:
+        axes.set_ylabel(ylabel)
+    if log_x:
+        axes.set_xscale("log")
+
+
+def compare_optimizers(
+    study: Study,
+    name: str,
+    optimizers: dict[str, Config],
+    schedules: Callable[[presets.Preset, Config], dict[str, Config]],
+) -> None:
+    """A figure with a column per optimizer: test accuracy against epochs above, against updates below."""
+    grid = {
+        (optimizer, label): config
+        for optimizer, base in optimizers.items()
+        for label, config in schedules(study.preset, base).items()
+    }
+    results = train(study, grid)
+    figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained", sharey="col")
+    rows = []
+    for column, optimizer in zip(panels.T, optimizers, strict=True):
+        group = {label: runs for (its_optimizer, label), runs in results.items() if its_optimizer == optimizer}
+        curves = {label: curve(runs, "test_accuracy") for label, runs in group.items()}
+        column[0].set_title(optimizer)
+        for axes, clock in zip(column, ("epoch", "update"), strict=True):
+            plot_curves(axes, curves, clock, "Test accuracy (%)", scale=100)
+        zoom_to_ends(column[0], curves, scale=100)
+        print(f"\n{optimizer}", end="")
+        print_results(group)
+        rows += curve_rows(curves, "test_accuracy", optimizer=optimizer)
+    legend_above(figure, panels[0, 0], columns=3)
+    save(figure, study, name, rows)
+
+
+def zoom_to_ends(axes: Any, curves: dict[str, Curve], scale: float = 1.0) -> None:
+    """Limits an accuracy axis to where the curves are after their first quarter."""
+    late = [scale * one.mean[len(one.mean) // 4 :] for one in curves.values() if len(one.mean)]
+    if late:
+        low, high = min(part.min() for part in late), max(part.max() for part in late)
+        axes.set_ylim(low - 0.25 * (high - low) - 0.1, min(high + 0.1 * (high - low) + 0.1, scale))
+
+
+def legend_above(figure: Any, axes: Any, columns: int) -> None:
+    """One legend for all panels, above them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handlelength=3.2)
+
+
+def save(figure: Any, study: Study, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes the picture as PNG and SVG and its numbers as CSV, and says where."""
+    for suffix in ("png", "svg"):
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(study.workdir / f"{name}.{suffix}", metadata=metadata)
+    plt.close(figure)
+    rows = list(rows)
+    with open(study.workdir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"\nPicture: {study.workdir / name}.png (and .svg); numbers: {study.workdir / name}.csv")
+
+
+def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict[str, Any]]:
+    """The points of curves as rows of a CSV file."""
+    return [
+        {
+            **extra,
+            "schedule": label,
+            "epoch": f"{epoch:.6g}",
+            "update": int(update),
+            f"{metric}_mean": f"{mean:.6g}",
+            f"{metric}_std": f"{std:.3g}",
+        }
+        for label, one in curves.items()
+        for epoch, update, mean, std in zip(*one, strict=True)
+    ]
+
+
+def print_results(results: dict[str, list[runs.Result]]) -> None:
+    """Prints a table: updates, final accuracy over seeds, time."""
+    header = ("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run")
+    rows = [header]
+    for label, group in results.items():
+        completed = [result for result in group if result.summary["completed"]]
+        updates = group[0].summary["num_updates"] if not completed else completed[0].summary["num_updates"]
+        accuracy, accuracy_std = final(group, "final_test_accuracy")
+        rows.append(
+            (
+                label,
+                f"{updates:,}",
+                f"{100 * accuracy:.2f} ± {100 * accuracy_std:.2f}" if completed else "diverged",
+                f"{final(group, 'final_test_loss')[0]:.4f}",
+                f"{final(group, 'final_train_loss')[0]:.4f}",
+                f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
+                f"{np.mean([result.summary['wall_time_s'] for result in group]):.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for row in rows:
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+def _std(values: np.ndarray) -> np.ndarray:
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])

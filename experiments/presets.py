@@ -1,0 +1,122 @@
+"""What the figures train on each data set: the recipe, and the values of the paper's schedules."""
+
+import dataclasses
+
+from bsjax.errors import check_choice
+from experiments.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A data set's recipe (the paper's "decaying learning rate"), and what the figures vary.
+
+    Attributes:
+      config: the recipe.
+      dataset_size: N, so that plans need no data.
+      hybrid_max_batch_size: cap of the *hybrid* schedule of Section 5.1.
+      growing_max_batch_size: cap of its *increasing batch size*; None in the paper.
+      max_batch_size: cap of Section 5.2's schedules.
+      scale_learning_rate: Section 5.2's increased initial learning rate, as a factor.
+      scale_momentum: its increased momentum.
+      sgd_learning_rate: Figure 4's, for SGD without momentum.
+      adam_learning_rate: Figure 4's, for Adam.
+      learning_rate_factors: Figure 8's initial learning rates, over the recipe's.
+    """
+
+    config: Config
+    dataset_size: int
+    hybrid_max_batch_size: int
+    growing_max_batch_size: int | None
+    max_batch_size: int
+    sgd_learning_rate: float
+    scale_learning_rate: float = 5.0
+    scale_momentum: float = 0.98
+    adam_learning_rate: float = 1e-3
+    learning_rate_factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+_CIFAR10 = Config(
+    dataset="cifar10",
+    augmentation="crop_flip",
+    model="wide_resnet",
+    model_depth=16,
+    model_width=4,
+    ghost_batch_size=128,
+    learning_rate=0.1,
+    weight_decay=5e-4,
+    batch_size=128,
+    num_epochs=200,
+    lr_decay_epochs=(60.0, 120.0, 160.0),
+    lr_decay_factor=5.0,
+)
+
+PRESETS = {
+    # The whole paper in minutes on a laptop. A batch of N/10 is where the paper stops growing.
+    "digits": Preset(
+        Config(),
+        dataset_size=1437,
+        hybrid_max_batch_size=40,
+        growing_max_batch_size=144,
+        max_batch_size=144,
+        sgd_learning_rate=0.1,
+    ),
+    # CIFAR-10's schedule at 3/20 of its length, on a small network.
+    "fashion_mnist": Preset(
+        dataclasses.replace(
+            _CIFAR10,
+            dataset="fashion_mnist",
+            augmentation="none",
+            model="cnn",
+            model_depth=None,
+            model_width=None,
+            ghost_batch_size=32,
+            num_epochs=30,
+            lr_decay_epochs=(9.0, 18.0, 24.0),
+        ),
+        dataset_size=60_000,
+        hybrid_max_batch_size=640,
+        growing_max_batch_size=None,
+        max_batch_size=5120,
+        sgd_learning_rate=0.1,
+    ),
+    # The paper's. Its text leaves open: ghost size, weight decay, augmentation and Figure 4's learning rates.
+    "cifar10": Preset(
+        _CIFAR10,
+        dataset_size=50_000,
+        hybrid_max_batch_size=640,
+        growing_max_batch_size=None,
+        max_batch_size=5120,
+        sgd_learning_rate=0.1,
+    ),
+}
+
+
+def get(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+      InvalidArgument: there is none.
+    """
+    return PRESETS[check_choice("preset", name, PRESETS)]
+
+
+def section_5_1(preset: Preset, config: Config) -> dict[str, Config]:
+    """The three schedules of Figures 1 to 4."""
+    growing = dataclasses.replace(config, schedule="increase_batch_size")
+    return {
+        "Decaying learning rate": config,
+        "Hybrid": dataclasses.replace(growing, max_batch_size=preset.hybrid_max_batch_size),
+        "Increasing batch size": dataclasses.replace(growing, max_batch_size=preset.growing_max_batch_size),
+    }
+
+
+def section_5_2(preset: Preset, config: Config) -> dict[str, Config]:
+    """The four schedules of Figure 5."""
+    growing = dataclasses.replace(config, schedule="increase_batch_size", max_batch_size=preset.max_batch_size)
+    faster = dataclasses.replace(growing, scale_learning_rate=preset.scale_learning_rate)
+    return {
+        "Original training schedule": config,
+        "Increasing batch size": growing,
+        "Increased initial learning rate": faster,
+        "Increased momentum coefficient": dataclasses.replace(faster, scale_momentum=preset.scale_momentum),
+    }

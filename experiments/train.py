@@ -1,0 +1,35 @@
+"""Trains one run.
+
+    python -m experiments.train --schedule=increase_batch_size --max_batch_size=144 --workdir=runs/example
+
+Writes into --workdir: config.json (every flag, versions, devices), metrics.jsonl, summary.json.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli, config, presets, runs
+
+_PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the other flags. One of {', '.join(presets.PRESETS)}.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the run's files.", required=True)
+config.define_flags()
+
+
+def main() -> None:
+    """Trains what the flags say."""
+    run = config.config_from_flags(presets.get(_PRESET.value).config)
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    was_complete = runs.has_ended(workdir)
+    summary = runs.train(run, workdir)
+    if was_complete:
+        print(f"{workdir} is complete.")
+    print(
+        f"{summary['num_updates']:,} updates, {summary['examples_seen']:,} examples: "
+        f"test accuracy {100 * summary['final_test_accuracy']:.2f} %, test loss {summary['final_test_loss']:.4f}, "
+        f"train loss {summary['final_train_loss']:.4f}, {summary['wall_time_s']:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Every check there is: lint, format, types, doctests and tests. Arguments go to pytest: scripts/test.sh -k recipe
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup_venv.sh test
+
+echo "== ruff check"
+.venv/bin/python -m ruff check .
+echo "== ruff format"
+.venv/bin/python -m ruff format --check .
+echo "== mypy: bsjax, experiments, scripts"
+.venv/bin/python -m mypy
+echo "== pytest: doctests of bsjax, tests"
+exec .venv/bin/python -m pytest "$@"
