@@ -22,8 +22,8 @@ def check_batch_sizes(batch_sizes: Iterable[int], ghost_batch_size: int) -> None
     bsjax.errors.InvalidArgument: batch_size is 100; it must be a multiple of ghost_batch_size 32; nearest: 96 or 128
     """
     for size in batch_sizes:
-        if size % ghost_batch_size:
-            below = size // ghost_batch_size * ghost_batch_size
+        if size < 1 or size % ghost_batch_size:
+            below = max(size, 0) // ghost_batch_size * ghost_batch_size
             nearest = f"{below} or {below + ghost_batch_size}" if below else str(ghost_batch_size)
             raise InvalidArgument("batch_size", size, f"a multiple of ghost_batch_size {ghost_batch_size}", nearest)
 

@@ -55,7 +55,7 @@ def create_optimizer(
             "nesterov": lambda: [optax.trace(momentum, nesterov=True)],
             "adam": lambda: [optax.scale_by_adam(momentum, b2, epsilon)],
             "adamw": lambda: [optax.scale_by_adam(momentum, b2, epsilon)],
-            "rmsprop": lambda: [optax.scale_by_rms(b2, epsilon), optax.trace(momentum)],
+            "rmsprop": lambda: [optax.scale_by_rms(b2, epsilon, eps_in_sqrt=False), optax.trace(momentum)],
         }[name]()
         clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
         mask = None if decay_biases_and_norms else _matrices_and_kernels

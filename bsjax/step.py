@@ -95,7 +95,8 @@ def make_steps(
         ghost_weights = microbatch.weights.reshape(-1, local_size).sum(axis=1) / ghost_batch_size
         return Accumulator(
             grads=grads,
-            ghost_stats=jax.tree.map(lambda stat: ghost_weights @ stat, ghost_stats),
+            # Not a matrix product, which accelerators round to fewer digits.
+            ghost_stats=jax.tree.map(lambda stat: (ghost_weights[:, None] * stat).sum(axis=0), ghost_stats),
             num_ghosts=ghost_weights.sum(),
             loss=loss,
             num_correct=_num_correct(logits, microbatch),

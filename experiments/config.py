@@ -84,7 +84,9 @@ class Config:
             raise InvalidArgument("label_smoothing", self.label_smoothing, "in [0, 1)", 0)
         if not 0 <= self.batch_norm_decay < 1:
             raise InvalidArgument("batch_norm_decay", self.batch_norm_decay, "in [0, 1)", 0.99)
-        if not 0 <= self.warmup_epochs < self.num_epochs:
+        if not self.num_epochs > 0:
+            raise InvalidArgument("num_epochs", self.num_epochs, "positive", 1)
+        if self.warmup_epochs and not 0 < self.warmup_epochs < self.num_epochs:
             raise InvalidArgument("warmup_epochs", self.warmup_epochs, f"in [0, num_epochs {self.num_epochs:g})", 0)
         if not self.lr_decay_factor > 1:
             raise InvalidArgument("lr_decay_factor", self.lr_decay_factor, "greater than 1")

@@ -18,21 +18,24 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = []
     for i, (label, plan) in enumerate(plans.items()):
-        epochs = np.append(plan.examples_seen, plan.num_examples) / plan.dataset_size
-        for panel, values in zip(axes, (plan.learning_rates, plan.batch_sizes), strict=True):
-            # Where schedules coincide, the thicker one below stays visible.
-            panel.stairs(values, epochs, baseline=None, color=figures.COLORS[i], linestyle=figures.DASHES[i],
-                         linewidth=3.4 - 0.9 * i, label=label)  # fmt: skip
-        for phase_start in np.flatnonzero(np.diff(plan.learning_rates / plan.batch_sizes, prepend=np.nan)):
-            rows.append(
-                {
-                    "schedule": label,
-                    "epoch": f"{epochs[phase_start]:.6g}",
-                    "update": int(phase_start),
-                    "learning_rate": f"{plan.learning_rates[phase_start]:.6g}",
-                    "batch_size": int(plan.batch_sizes[phase_start]),
-                }
-            )
+        changes = np.diff(plan.learning_rates, prepend=np.nan) != 0
+        changes |= np.diff(plan.batch_sizes, prepend=0) != 0
+        starts = np.flatnonzero(changes)
+        epochs = plan.examples_seen[starts] / plan.dataset_size
+        rates, sizes = plan.learning_rates[starts], plan.batch_sizes[starts]
+        for panel, values in zip(axes, (rates, sizes), strict=True):
+            end = plan.num_examples / plan.dataset_size
+            panel.stairs(values, [*epochs, end], baseline=None, **figures.line_style(i), label=label)
+        rows += [
+            {
+                "schedule": label,
+                "epoch": f"{epoch:.6g}",
+                "update": int(update),
+                "learning_rate": f"{rate:.6g}",
+                "batch_size": int(size),
+            }
+            for epoch, update, rate, size in zip(epochs, starts, rates, sizes, strict=True)
+        ]
         print(f"{label}\n{plan}\n")
     for panel, name in zip(axes, ("Learning rate", "Batch size"), strict=True):
         panel.set(xlabel="Epochs", ylabel=name, yscale="log")

@@ -6,6 +6,7 @@ Against epochs the curves coincide; against updates the growing batch needs far 
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from experiments import cli, figures, presets
 
@@ -19,7 +20,8 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
     figures.plot_curves(left, curves, "epoch", "Training cross-entropy")
     figures.plot_curves(right, curves, "update")
-    left.set_yscale("log")
+    means = np.concatenate([one.mean for one in curves.values()])
+    left.set(yscale="log", ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
     figures.legend_above(figure, left, columns=3)
     figures.print_results(results)
     figures.save(figure, study, "figure2", figures.curve_rows(curves, "train_loss"))

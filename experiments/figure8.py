@@ -10,6 +10,7 @@ import dataclasses
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from experiments import cli, figures
 
@@ -35,8 +36,9 @@ def main() -> None:
     for panel, x, name in ((left, rates, "Initial learning rate"), (right, updates, "Parameter updates")):
         panel.errorbar(x, 100 * mean, 100 * std, color=figures.COLORS[0], marker="o", capsize=3)
         panel.set(xlabel=name, xscale="log")
-        panel.set_xticks(x, [f"{value:g}" for value in x], minor=False)
-        panel.minorticks_off()
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("")
     left.set_ylabel("Final test accuracy (%)")
     figures.print_results(results)
     rows = [

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's Figure 5 in miniature, on the handwritten digits that scikit-learn ships: a decayed learning rate against
+# The paper's Figure 5 in miniature, on embedded images of handwritten digits: a decayed learning rate against
 # a grown batch, three seeds each. Prints the table and where the picture is. Flags of experiments/figure5.py may follow.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -34,12 +34,12 @@ def augment(name: str, images: jax.Array, keys: jax.Array, padding: int = 4) -> 
         return images
 
     def augment_one(image: jax.Array, key: jax.Array) -> jax.Array:
-        crop_key, flip_key = jax.random.split(key)
+        crop_key, flip_key = jax.random.split(key)  # the types below make the same draws in float64 too
         padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
-        image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1, jnp.int32)
+        image = jax.lax.dynamic_slice(padded, (top, left, jnp.int32(0)), image.shape)
         if name == "crop_flip":
-            image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
+            image = jnp.where(jax.random.bernoulli(flip_key, jnp.float32(0.5)), image[:, ::-1], image)
         return image
 
     return jax.vmap(augment_one)(images, keys)

@@ -48,5 +48,6 @@ class WideResNet(nn.Module):
                 y = conv(channels, (3, 3), strides=strides)(y)
                 y = nn.relu(norm()(y, train))
                 x = x + conv(channels, (3, 3))(y)
-        x = nn.relu(norm()(x, train)).astype(jnp.float32).mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=jnp.promote_types(self.dtype, jnp.float32))(x)
+        logits_dtype = jnp.promote_types(self.dtype, jnp.float32)
+        x = nn.relu(norm()(x, train)).astype(logits_dtype).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=logits_dtype)(x)

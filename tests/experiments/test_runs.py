@@ -1,0 +1,78 @@
+"""Runs are trained once, side by side or not, with the same result; a folder belongs to one run."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import pytest
+
+from bsjax import InvalidArgument
+from bsjax.loop import DivergedError
+from experiments import runs
+from experiments.config import Config
+
+_SMALL = Config(model_width=2, num_epochs=2, lr_decay_epochs=(1.0,), schedule="increase_batch_size", max_batch_size=40)
+
+
+def _without_times(summary: dict) -> dict:
+    return {name: value for name, value in summary.items() if not name.endswith(("_s", "_per_second"))}
+
+
+def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path):
+    summary = runs.train(_SMALL, tmp_path, show="none")
+    assert summary["num_updates"] == _SMALL.recipe(1437).plan().num_updates
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["config"]["max_batch_size"] == 40
+    assert written["versions"]["jax"] and written["devices"]
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert runs.train(_SMALL, tmp_path, show="none") == summary
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: pathlib.Path):
+    runs.train(_SMALL, tmp_path, show="none")
+    other = dataclasses.replace(_SMALL, learning_rate=0.1, seed=3)
+    with pytest.raises(InvalidArgument, match=r"it has learning_rate 0.05 there, 0.1 here; seed 0 there, 3 here"):
+        runs.train(other, tmp_path, show="none")
+
+
+def test_nothing_is_written_where_a_flag_is_wrong(tmp_path: pathlib.Path):
+    for wrong in ({"dataset": "cifar"}, {"microbatch_size": 12}, {"augmentation": "flip"}, {"batch_size": 12}):
+        with pytest.raises(InvalidArgument, match=f"^{next(iter(wrong))} is "):
+            runs.train(dataclasses.replace(_SMALL, schedule="decay_learning_rate", **wrong), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match=r"workdir is .* a folder that can be made and written to"):
+        runs.train(_SMALL, tmp_path / "file" / "run", show="none")
+
+
+def test_a_diverged_run_stays_diverged(tmp_path: pathlib.Path):
+    wild = dataclasses.replace(_SMALL, learning_rate=1e8)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"at update .* batch_size 8, learning_rate 1e.08"):
+            runs.train(wild, tmp_path, show="none")
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path: pathlib.Path, capsys):
+    configs = [dataclasses.replace(_SMALL, seed=0), dataclasses.replace(_SMALL, learning_rate=1e8)]
+    cores = os.sched_getaffinity(0)
+    alone = runs.train_all(configs, Config(), tmp_path / "alone", jobs=1)
+    together = runs.train_all(configs, Config(), tmp_path / "together", jobs=2)
+    assert os.sched_getaffinity(0) == cores
+    assert alone[0].summary["completed"] and not alone[1].summary["completed"]
+    for one, other in zip(alone, together, strict=True):
+        # Threads may sum in another order: the same numbers to float32's precision.
+        assert _without_times(one.summary).keys() == _without_times(other.summary).keys()
+        assert one.summary["num_updates"] == other.summary["num_updates"]
+    accuracies = [result[0].summary["final_test_accuracy"] for result in (alone, together)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=2 / 360)
+
+    capsys.readouterr()
+    assert runs.train_all(configs, Config(), tmp_path / "together", jobs=2) == together  # nothing to do
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,134 @@
+"""The scripts as people call them: what they write and print, and one clear line for a wrong flag."""
+
+import csv
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+# An mlp compiles fast.
+_SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_width=8", "--eval_every_epochs=0.5")
+
+
+def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"experiments.{script}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "code", "message"),
+    [
+        ("train", ["--learning_rate=-1", "--workdir={}"], 2, "--learning_rate is -1.0; it must be a positive"),
+        ("train", ["--preset=digit", "--workdir={}"], 2, "--preset is 'digit'; .*; nearest: digits"),
+        ("train", ["--ghost_batch_size=32", "--workdir={}"], 2, "--batch_size is 8; .*; nearest: 32"),
+        ("train", ["--lr_decay_epochs=1,x", "--workdir={}"], 2, "--lr_decay_epochs is 'x'; .*; nearest: 60,120,160"),
+        ("train", ["--learning_rate=1e9", "--workdir={}"], 1, "train_loss is (nan|inf) at update .*; try a smaller"),
+        ("train", ["seed=1", "--workdir={}"], 2, "argument is 'seed=1'; it must be a flag.*; nearest: --seed=1"),
+        ("train", ["--bath_size=8", "--workdir={}"], 1, "Unknown command line flag 'bath_size'. Did you mean"),
+        ("train", ["--batch_size=x", "--workdir={}"], 1, "flag --batch_size=x: invalid literal"),
+        ("train", [], 1, "flag --workdir=None: Flag --workdir must have a value"),
+        ("plan", ["--dataset_size=0"], 2, "--dataset_size is 0; it must be a whole number >= 1"),
+        ("figure5", ["--seeds=0", "--workdir={}"], 2, "--seeds is 0; it must be a whole number >= 1; nearest: 1"),
+    ],
+)
+def test_a_wrong_flag_gives_a_line_and_no_traceback(tmp_path, script, arguments, code, message):
+    result = call(script, *(argument.format(tmp_path / "run") for argument in arguments))
+    assert result.returncode == code
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.stderr
+    if code == 2:
+        assert len(result.stderr.splitlines()) == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_train_and_train_again(tmp_path):
+    result = call("train", *_SMALL, "--schedule=increase_batch_size", f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    evaluations = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(evaluations) == 6
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert f"test accuracy {100 * summary['final_test_accuracy']:.2f} %" in result.stdout
+
+    again = call("train", *_SMALL, "--schedule=increase_batch_size", f"--workdir={tmp_path}")
+    assert again.stdout == f"{tmp_path} is complete.\n{result.stdout}"
+
+
+def test_plan_prints_the_papers_numbers():
+    arguments = ["--preset=cifar10", "--schedule=increase_batch_size", "--max_batch_size=5120"]
+    printed = call("plan", *arguments).stdout
+    assert re.search(r"391 +160.01 +5,120 +0.032 +0.9 +2.805\n29,142 updates", printed)
+    assert "2.68 times fewer updates than the 78,125 of the recipe" in printed
+    assert sum(count for count, _ in json.loads(call("plan", *arguments, "--json").stdout)["batch_sizes"]) == 29_142
+
+
+def test_figure1_of_cifar10(tmp_path):
+    result = call("figure1", "--preset=cifar10", f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    rows = [
+        (row["schedule"], round(float(row["epoch"])), float(row["learning_rate"]), int(row["batch_size"]))
+        for row in read_csv(tmp_path / "figure1.csv")
+    ]
+    decaying, hybrid, increasing = "Decaying learning rate", "Hybrid", "Increasing batch size"
+    assert rows == [
+        *((decaying, epoch, rate, 128) for epoch, rate in ((0, 0.1), (60, 0.02), (120, 0.004), (160, 0.0008))),
+        *((hybrid, 0, 0.1, 128), (hybrid, 60, 0.1, 640), (hybrid, 120, 0.02, 640), (hybrid, 160, 0.004, 640)),
+        *((increasing, epoch, 0.1, size) for epoch, size in ((0, 128), (60, 640), (120, 3200), (160, 16_000))),
+    ]
+
+
+def test_figure5_end_to_end(tmp_path):
+    arguments = (*_SMALL, "--seeds=2", f"--workdir={tmp_path}")
+    result = call("figure5", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "figure5.png").stat().st_size > 10_000
+    assert "</svg>" in (tmp_path / "figure5.svg").read_text()
+
+    # The last point of the figure is the mean and deviation of what the runs say.
+    rows = read_csv(tmp_path / "figure5.csv")
+    folders = list((tmp_path / "runs").glob("*scale_momentum=0.98*"))
+    assert len(folders) == 2
+    finals = [json.loads((folder / "summary.json").read_text())["final_test_accuracy"] for folder in folders]
+    last = [row for row in rows if row["schedule"] == "Increased momentum coefficient"][-1]
+    assert float(last["test_accuracy_mean"]) == pytest.approx(statistics.mean(finals), rel=1e-5)
+    assert float(last["test_accuracy_std"]) == pytest.approx(statistics.stdev(finals), rel=1e-2)
+    table = re.findall(r"^([^\d\n]+?) {2,}([\d,]+) +([\d.]+) ± ([\d.]+)", result.stdout, re.MULTILINE)
+    assert [row[0] for row in table] == list(dict.fromkeys(row["schedule"] for row in rows))
+    assert float(table[-1][2]) == pytest.approx(100 * statistics.mean(finals), abs=0.01)
+
+    # Figures share runs, and runs that are complete are not run again.
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/summary.json")}
+    svg = (tmp_path / "figure5.svg").read_bytes()
+    again = call("figure5", *arguments)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/summary.json")} == times
+    assert (tmp_path / "figure5.svg").read_bytes() == svg
+    assert again.stdout.split("Picture")[0] in result.stdout
+
+
+def test_the_other_figures_end_to_end(tmp_path):
+    """In one folder, so that they share runs; figure 3 is made like figure 4."""
+    groups = {}
+    for figure in ("figure2", "figure4", "figure8"):
+        result = call(
+            figure,
+            "--num_epochs=1",
+            "--lr_decay_epochs=0.4,0.8",
+            "--model=mlp",
+            "--seeds=1",
+            "--jobs=1",
+            f"--workdir={tmp_path}",
+        )
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
+        keys = ("optimizer", "schedule", "learning_rate")
+        rows = read_csv(tmp_path / f"{figure}.csv")
+        groups[figure] = {tuple(row[key] for key in keys if key in row) for row in rows}
+    assert {figure: len(group) for figure, group in groups.items()} == {"figure2": 3, "figure4": 6, "figure8": 6}
