@@ -129,14 +129,14 @@ class _TrainLog:
 
     Attributes:
       num_updates, examples_seen: up to the last update that has been read.
-      train_loss: the mean over the last stretch that was logged.
+      train_loss: the mean over the last stretch that was logged; None before the first.
       seconds: of training, without compilation and evaluation.
     """
 
     def __init__(self, engine: Engine, plan: Plan, writer: MetricWriter, progress: Progress, log_every_epochs: float):
         self.num_updates = 0
         self.examples_seen = 0
-        self.train_loss = math.nan
+        self.train_loss: float | None = None
         self.seconds = 1e-9
         self._engine = engine
         self._plan = plan

@@ -1,6 +1,7 @@
 """What a run leaves behind and what it shows: JSON lines, JSON files, a progress bar or plain lines."""
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -107,4 +108,6 @@ class Progress:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.7g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None  # JSON has neither NaN nor infinity

@@ -59,7 +59,8 @@ class Recipe:
     """What somebody trains with today, as functions of the number of examples seen.
 
     Immutable: each conversion returns a new recipe, and conversions compose. They apply in the order
-    in which they are written, so put the one with the cap (`increase_batch_size`) last.
+    in which they are written, so put the one with the cap (`increase_batch_size`) last. The fields stay
+    those of the recipe that was converted; `at` and `plan` say what it has become.
 
     Args:
       learning_rate: a positive number or an optax schedule.
@@ -167,7 +168,8 @@ class Recipe:
 
         Where the learning rate has fallen by a factor a from its running maximum, the batch becomes
         B·a^(share/ρ), rounded down to the allowed sizes and capped. The learning rate is multiplied by
-        (B'/B)^ρ, so it never exceeds that maximum. While it warms up, a = 1 and the batch stays.
+        (B'/B)^ρ, so it never exceeds that maximum. While it warms up to a new maximum, a = 1 and the batch stays;
+        where it rises again after a decay, the batch shrinks.
 
         Args:
           max_batch_size: the cap, in examples, also of what earlier conversions scaled; beyond it the learning
@@ -199,28 +201,7 @@ class Recipe:
 
         grid = self._update_positions
         before = self.at(grid)
-        smallest = int(before.batch_size.min())
-        # Earlier conversions may have gone above the cap, and are held to it; the recipe itself may not.
-        largest = int(min(before.batch_size.max(), self._unconverted_at(grid).batch_size.max()))
-        if np.any(before.batch_size % multiple_of):
-            odd = int(before.batch_size[before.batch_size % multiple_of != 0][0])
-            near = [size for size in _nearest_multiples(odd, multiple_of) if size <= self.dataset_size]
-            raise InvalidArgument("batch_size", odd, f"a multiple of multiple_of {multiple_of}", _either(near))
-        if max_batch_size is None:
-            cap = self.dataset_size // multiple_of * multiple_of
-        else:
-            cap = _check_whole("max_batch_size", max_batch_size)
-            if cap < largest:
-                raise InvalidArgument("max_batch_size", cap, f"at least the recipe's batch_size {largest}", largest)
-            if cap > self.dataset_size:
-                nearest = self.dataset_size // multiple_of * multiple_of
-                raise InvalidArgument("max_batch_size", cap, f"at most dataset_size {self.dataset_size}", nearest)
-            if cap % multiple_of:
-                near = [size for size in _nearest_multiples(cap, multiple_of) if largest <= size <= self.dataset_size]
-                raise InvalidArgument("max_batch_size", cap, f"a multiple of multiple_of {multiple_of}", _either(near))
-        if growth is not None and smallest * growth < smallest + multiple_of:
-            least = _round_significant((smallest + multiple_of) / smallest, decimal.ROUND_CEILING)
-            raise InvalidArgument("growth", growth, f"enough to get from {smallest} to a larger allowed size", least)
+        cap = self._check_allowed_sizes(before.batch_size, max_batch_size, growth, multiple_of)
         maximum_so_far = np.maximum.accumulate(before.learning_rate)
 
         def convert(position: np.ndarray, values: Hyperparameters) -> Hyperparameters:
@@ -376,6 +357,34 @@ class Recipe:
             update = int((~valid).argmax())
             epoch = self._update_positions[update] / self.dataset_size
             raise InvalidArgument(f"{name} at update {update} (epoch {epoch:.4g})", values[update].item(), allowed)
+
+    def _check_allowed_sizes(
+        self, sizes: np.ndarray, max_batch_size: int | None, growth: float | None, multiple_of: int
+    ) -> int:
+        """Refuses arguments of `increase_batch_size` that leave no allowed size; returns the cap."""
+        smallest = int(sizes.min())
+        # Earlier conversions may have gone above the cap, and are held to it; the recipe itself may not.
+        largest = int(min(sizes.max(), self._unconverted_at(self._update_positions).batch_size.max()))
+        if np.any(sizes % multiple_of):
+            odd = int(sizes[sizes % multiple_of != 0][0])
+            near = [size for size in _nearest_multiples(odd, multiple_of) if size <= self.dataset_size]
+            raise InvalidArgument("batch_size", odd, f"a multiple of multiple_of {multiple_of}", _either(near))
+        if max_batch_size is None:
+            cap = self.dataset_size // multiple_of * multiple_of
+        else:
+            cap = _check_whole("max_batch_size", max_batch_size)
+            if cap < largest:
+                raise InvalidArgument("max_batch_size", cap, f"at least the recipe's batch_size {largest}", largest)
+            if cap > self.dataset_size:
+                nearest = self.dataset_size // multiple_of * multiple_of
+                raise InvalidArgument("max_batch_size", cap, f"at most dataset_size {self.dataset_size}", nearest)
+            if cap % multiple_of:
+                near = [size for size in _nearest_multiples(cap, multiple_of) if largest <= size <= self.dataset_size]
+                raise InvalidArgument("max_batch_size", cap, f"a multiple of multiple_of {multiple_of}", _either(near))
+        if growth is not None and smallest * growth < smallest + multiple_of:
+            least = _round_significant((smallest + multiple_of) / smallest, decimal.ROUND_CEILING)
+            raise InvalidArgument("growth", growth, f"enough to get from {smallest} to a larger allowed size", least)
+        return cap
 
     def _check_batch_sizes(self, name: str, value: float, sizes: np.ndarray, bounds: tuple[float, float]) -> None:
         """Refuses a conversion that takes the batch out of [1, dataset_size]; bounds are the nearest values."""

@@ -106,7 +106,9 @@ def make_steps(
     def init(key: jax.Array, images: jax.Array) -> TrainState:
         variables = model.init(key, images, train=False)
         params = variables["params"]
-        return TrainState(params, variables.get("batch_stats", {}), tx.init(params))
+        opt_state = tx.init(params)
+        _check_injected(opt_state)
+        return TrainState(params, variables.get("batch_stats", {}), opt_state)
 
     def zero_accumulator(state: TrainState) -> Accumulator:
         zero = jnp.zeros(())
@@ -149,6 +151,15 @@ def make_steps(
         return jax.lax.psum(local, AXIS_NAME)
 
     return Steps(init, zero_accumulator, accumulate, apply_update, train_step, eval_step)
+
+
+def _check_injected(opt_state: Any) -> None:
+    scheduled = getattr(opt_state, "hyperparams_states", {})
+    if "learning_rate" not in getattr(opt_state, "hyperparams", {}) or "learning_rate" in scheduled:
+        raise TypeError(
+            "tx must be made by optax.inject_hyperparams with a number, not a schedule, for learning_rate: "
+            "each update sets its own"
+        )
 
 
 def _num_correct(logits: Any, microbatch: Microbatch) -> jax.Array:

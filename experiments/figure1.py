@@ -40,7 +40,7 @@ def main() -> None:
     for panel, name in zip(axes, ("Learning rate", "Batch size"), strict=True):
         panel.set(xlabel="Epochs", ylabel=name, yscale="log")
     figures.legend_above(figure, axes[0], columns=3)
-    figures.save(figure, study, "figure1", rows)
+    figures.save(figure, study.workdir, "figure1", rows)
 
 
 if __name__ == "__main__":

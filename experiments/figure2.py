@@ -24,7 +24,7 @@ def main() -> None:
     left.set(yscale="log", ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
     figures.legend_above(figure, left, columns=3)
     figures.print_results(results)
-    figures.save(figure, study, "figure2", figures.curve_rows(curves, "train_loss"))
+    figures.save(figure, study.workdir, "figure2", figures.curve_rows(curves, "train_loss"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
     figures.zoom_to_ends(left, curves, scale=100)
     figures.legend_above(figure, left, columns=2)
     figures.print_results(results)
-    figures.save(figure, study, "figure5", figures.curve_rows(curves, "test_accuracy"))
+    figures.save(figure, study.workdir, "figure5", figures.curve_rows(curves, "test_accuracy"))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main() -> None:
         }
         for rate, count, m, s in zip(rates, updates, mean, std, strict=True)
     ]
-    figures.save(figure, study, "figure8", rows)
+    figures.save(figure, study.workdir, "figure8", rows)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def compare_optimizers(
         print_results(group)
         rows += curve_rows(curves, "test_accuracy", optimizer=optimizer)
     legend_above(figure, panels[0, 0], columns=3)
-    save(figure, study, name, rows)
+    save(figure, study.workdir, name, rows)
 
 
 def zoom_to_ends(axes: Any, curves: dict[str, Curve], scale: float = 1.0) -> None:
@@ -181,18 +181,18 @@ def legend_above(figure: Any, axes: Any, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handlelength=3.2)
 
 
-def save(figure: Any, study: Study, name: str, rows: Iterable[dict[str, Any]]) -> None:
+def save(figure: Any, workdir: pathlib.Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
     """Writes the picture as PNG and SVG and its numbers as CSV, and says where."""
     for suffix in ("png", "svg"):
         metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(study.workdir / f"{name}.{suffix}", metadata=metadata)
+        figure.savefig(workdir / f"{name}.{suffix}", metadata=metadata)
     plt.close(figure)
     rows = list(rows)
-    with open(study.workdir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+    with open(workdir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"\nPicture: {study.workdir / name}.png (and .svg); numbers: {study.workdir / name}.csv")
+    print(f"\nPicture: {workdir / name}.png (and .svg); numbers: {workdir / name}.csv")
 
 
 def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict[str, Any]]:

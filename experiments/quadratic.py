@@ -1,0 +1,323 @@
+"""The noisy quadratic model, where theory is exact: a decayed learning rate against a growing batch.
+
+    python -m experiments.quadratic --workdir=runs/quadratic
+
+The loss is ½ Σ h_i θ_i², and the gradient of a batch of B out of N examples has noise of variance
+c_i/B · (N-B)/(N-1): a batch is drawn without replacement, and each one anew. Expected losses under SGD
+with momentum come from the exact recursion of the second moments, and from simulated runs. The recipe is
+the paper's for CIFAR-10 (N = 50,000, B = 128, 200 epochs, learning rate ÷ 5 at 60, 120 and 160), the
+curvatures go from 0.001 to 0.1 with c = h, and the learning rate starts at 1 - m = 0.1.
+
+Above: the schedules of Sections 5.1 and 5.2 by epoch and by update. Below: where they stop being the
+same, as the loss under a growing batch divided by that under the decayed learning rate, at the end and
+at its largest on the way:
+
+* B near N: a batch without replacement has less noise than 1/B says, and none when it is the data set;
+* lr·h near the limit of stability, 2(1+m): the growing batch keeps the large learning rate, and its
+  stationary loss is 1/(1 - lr·h/(2(1+m))) times that of a small one;
+* a momentum near 1: its memory, B/(N(1-m)) epochs, delays the start and each fall of the loss.
+
+A quarter of a minute on two CPU cores. The final expected losses:
+
+    schedule                         updates  expected loss  ÷ decayed
+    Decaying learning rate            78,125      5.160e-06      1.000
+    Hybrid                            34,376      5.107e-06      0.990
+    Increasing batch size             29,142      4.686e-06      0.908
+    Increased initial learning rate    6,407      4.653e-06      0.902
+    Increased momentum coefficient     2,305      4.654e-06      0.902
+
+What is missing to 1 is the noise that the last batches do not have: 1 - 5120/50,000 = 0.898.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from absl import flags
+
+from bsjax import InvalidArgument, Plan, Recipe, Update
+from experiments import cli, figures, runs
+
+DATASET_SIZE = 50_000
+BATCH_SIZE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What can be set on the command line."""
+
+    workdir: pathlib.Path
+    seed: int = 0  # of the simulated runs
+    num_runs: int = 100  # simulated per schedule
+    num_epochs: float = 200  # the learning rate falls at 0.3, 0.6 and 0.8 of it
+    momentum: float = 0.9
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """Where losses are compared."""
+        return np.linspace(0, self.num_epochs, 401)
+
+
+class Quadratic(NamedTuple):
+    """A noisy quadratic model with a diagonal Hessian; arrays of one shape [D]."""
+
+    curvature: np.ndarray  # h, the Hessian's eigenvalues
+    noise: np.ndarray  # c, the variance of one example's gradient
+    start: np.ndarray  # θ before the first update
+
+
+# Noise in proportion to the curvature, and a start at 1 in every direction.
+POWER_LAW = Quadratic(np.geomspace(1e-3, 1e-1, 12), np.geomspace(1e-3, 1e-1, 12), np.ones(12))
+
+
+class Line(NamedTuple):
+    """A line of the picture, and what simulated runs say about it."""
+
+    panel: str
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    simulated: np.ndarray = np.zeros((0, 2))  # where there are: mean over the runs and its standard error
+
+
+def noise_variance(plan: Plan, replacement: bool = False) -> np.ndarray:
+    """The variance of the mean over each update's batch, for examples of variance 1: float64[num_updates]."""
+    if replacement:
+        return 1 / plan.batch_sizes
+    return (plan.dataset_size - plan.batch_sizes) / ((plan.dataset_size - 1) * plan.batch_sizes)
+
+
+def expected_losses(plan: Plan, model: Quadratic, replacement: bool = False) -> np.ndarray:
+    r"""The expected loss in each direction before the first and after every update, exactly.
+
+    With v ← m v + g and θ ← θ - lr v, where g = h θ + ξ and E ξ² = q, each direction's z = (θ, v) follows
+
+    .. math:: E zzᵀ ← A E zzᵀ Aᵀ + q bbᵀ, A = [[1 - lr h, -lr m], [h, m]], b = (-lr, 1)
+
+    of which three numbers are needed: E θ², E θv and E v².
+
+    Args:
+      plan: the learning rate, batch size and momentum of every update.
+      model: D directions.
+      replacement: draw the examples of a batch with replacement, as from an infinite data set.
+
+    Returns:
+      float64[num_updates + 1, D].
+
+    Reference: with m = 0, Zhang et al., 2019 (https://arxiv.org/abs/1907.04164), Section 3.
+    """
+    columns = np.stack([plan.learning_rates, plan.momentums, noise_variance(plan, replacement)], axis=1)
+    # A power of two of updates: few lengths, few compilations.
+    columns = np.pad(columns, ((0, (1 << plan.num_updates.bit_length()) - plan.num_updates), (0, 0)))
+    with jax.enable_x64(True):
+        losses = np.asarray(_scan_moments(model, columns))[: plan.num_updates]
+    return np.insert(losses, 0, 0.5 * model.curvature * model.start**2, axis=0)
+
+
+@jax.jit
+def _scan_moments(model: Quadratic, columns: jax.Array) -> jax.Array:
+    h, c, start = model
+
+    def update(moments, values):
+        lr, m, variance = values
+        xx, xv, vv = moments
+        q, keep = c * variance, 1 - lr * h
+        moments = (
+            keep**2 * xx - 2 * keep * lr * m * xv + (lr * m) ** 2 * vv + lr**2 * q,
+            keep * h * xx + (keep - lr * h) * m * xv - lr * m**2 * vv - lr * q,
+            h**2 * xx + 2 * h * m * xv + m**2 * vv + q,
+        )
+        return moments, 0.5 * h * moments[0]
+
+    return jax.lax.scan(update, (start**2, jnp.zeros_like(h), jnp.zeros_like(h)), columns)[1]
+
+
+def stationary_losses(update: Update, model: Quadratic) -> np.ndarray:
+    """Where repeating an update, with replacement, brings the recursion of `expected_losses` to rest: float64[D]."""
+    lr, m = update.learning_rate, update.momentum
+    stability = 2 * (1 + m) - lr * model.curvature
+    return 0.5 * lr * model.noise / update.batch_size * (1 + m) / ((1 - m) * stability)
+
+
+def simulated_losses(plan: Plan, model: Quadratic, seed: int, num_runs: int) -> np.ndarray:
+    """The loss of independent runs before the first and after every update: float32[num_runs, num_updates + 1]."""
+    h, c, start = map(jnp.float32, model)
+    columns = map(jnp.float32, (plan.learning_rates, plan.momentums, np.sqrt(noise_variance(plan))))
+
+    def run(key):
+        def update(state, values):
+            k, lr, m, deviation = values
+            theta, velocity = state
+            noise = deviation * jnp.sqrt(c) * jax.random.normal(jax.random.fold_in(key, k), h.shape)
+            velocity = m * velocity + h * theta + noise
+            theta = theta - lr * velocity
+            return (theta, velocity), 0.5 * jnp.sum(h * theta**2)
+
+        return jax.lax.scan(update, (start, jnp.zeros_like(h)), (jnp.arange(plan.num_updates), *columns))[1]
+
+    losses = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(seed), num_runs))
+    return np.insert(np.asarray(losses), 0, 0.5 * np.sum(model.curvature * model.start**2), axis=1)
+
+
+def at_epochs(plan: Plan, losses: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """Losses [num_updates + 1, D] at other instants [n, D]; between updates, their logarithm is interpolated."""
+    ends = np.append(plan.examples_seen, plan.num_examples) / plan.dataset_size
+    return np.exp(np.transpose([np.interp(epochs, ends, column) for column in np.log(losses).T]))
+
+
+def make_recipe(config: Config, factor: float = 5) -> Recipe:
+    """The paper's recipe for CIFAR-10, with a learning rate of 1 - m."""
+    steps = {fraction * config.num_epochs: 1 / factor for fraction in (0.3, 0.6, 0.8)}
+    learning_rate = optax.piecewise_constant_schedule(1 - config.momentum, steps)
+    return Recipe(learning_rate, BATCH_SIZE, DATASET_SIZE, config.num_epochs, config.momentum)
+
+
+def make_schedules(recipe: Recipe) -> dict[str, Recipe]:
+    """The schedules of Sections 5.1 and 5.2."""
+    faster = recipe.scale_learning_rate(5)
+    return {
+        "Decaying learning rate": recipe,
+        "Hybrid": recipe.increase_batch_size(max_batch_size=640),
+        "Increasing batch size": recipe.increase_batch_size(max_batch_size=5120),
+        "Increased initial learning rate": faster.increase_batch_size(max_batch_size=5120),
+        "Increased momentum coefficient": faster.scale_momentum(0.98).increase_batch_size(max_batch_size=5120),
+    }
+
+
+def schedule_lines(config: Config) -> list[Line]:
+    """Expected and simulated losses of the schedules, by epoch and by update."""
+    lines = []
+    for label, recipe in make_schedules(make_recipe(config)).items():
+        plan = recipe.plan()
+        expected = expected_losses(plan, POWER_LAW).sum(axis=1)
+        losses = simulated_losses(plan, POWER_LAW, config.seed, config.num_runs)
+        # All runs start from one loss: a spread of zero, which has no logarithm.
+        error = losses.std(axis=0, ddof=1).clip(1e-12) / config.num_runs**0.5
+        along = at_epochs(plan, np.stack([expected, losses.mean(axis=0), error], axis=1), config.epochs)
+        lines.append(Line("epochs", label, config.epochs, along[:, 0], along[:, 1:]))
+        updates = np.geomspace(1, plan.num_updates, 800).astype(int)
+        lines.append(Line("updates", label, updates, expected[updates]))
+    return lines
+
+
+def limit_lines(config: Config) -> list[Line]:
+    """Ratios of the loss under a growing batch to that under a decayed learning rate."""
+
+    def along(recipe: Recipe, model: Quadratic = POWER_LAW, replacement: bool = True) -> np.ndarray:
+        plan = recipe.plan()
+        return at_epochs(plan, expected_losses(plan, model, replacement), config.epochs)
+
+    # Caps up to the data set, where the learning rate falls 512-fold.
+    lines = []
+    recipe = make_recipe(config, factor=8)
+    caps = np.geomspace(500, DATASET_SIZE, 9).astype(int)
+    recipes = [recipe, *(recipe.increase_batch_size(int(cap)) for cap in caps)]
+    for label, replacement in (("Without replacement", False), ("With replacement", True)):
+        final = [along(other, replacement=replacement)[-1].sum() for other in recipes]
+        lines.append(Line("batch size", label, caps / DATASET_SIZE, np.array(final[1:]) / final[0]))
+
+    # Up to the limit of stability: a direction for every point.
+    x = np.concatenate([np.geomspace(1e-4, 0.3, 15), 1 - np.geomspace(0.6, 0.03, 8)])
+    for momentum in sorted({config.momentum, 0.0}, reverse=True):
+        decayed = make_recipe(dataclasses.replace(config, momentum=momentum))
+        grown = decayed.increase_batch_size()
+        h = x * 2 * (1 + momentum) / (1 - momentum)
+        model = Quadratic(h, h, np.ones_like(h))
+        ratio = along(grown, model) / along(decayed, model)
+        if momentum == config.momentum:
+            theory = stationary_losses(grown.plan()[-1], model) / stationary_losses(decayed.plan()[-1], model)
+            lines.append(Line("curvature", "Stationary, theory", x, theory))
+            lines.append(Line("curvature", "At the end", x, ratio[-1]))
+        lines.append(Line("curvature", f"Largest, m = {momentum:g}", x, ratio.max(axis=0)))
+
+    # The momentum scaled towards 1, and then the batch grows.
+    recipe = make_recipe(config)
+    scale = np.geomspace(1, 30, 9)
+    momentums = 1 - (1 - config.momentum) / scale
+    recipes = [recipe.scale_momentum(momentum).increase_batch_size(DATASET_SIZE // 10) for momentum in momentums]
+    ratio = np.array([along(other).sum(axis=1) for other in recipes]) / along(recipe).sum(axis=1)
+    memory = BATCH_SIZE * scale / (DATASET_SIZE * (1 - momentums))
+    lines.append(Line("momentum", "At the end", memory, ratio[:, -1]))
+    lines.append(Line("momentum", "Largest", memory, ratio.max(axis=1)))
+    return lines
+
+
+def draw(lines: Sequence[Line]) -> Any:
+    """The picture."""
+    above, below = ["epochs", "updates"], ["batch size", "curvature", "momentum"]
+    mosaic: Any = [np.repeat(above, 3), np.repeat(below, 2)]
+    figure, panels = plt.subplot_mosaic(mosaic, figsize=(9, 7), height_ratios=(1.3, 1), layout="constrained")
+    for name, axes in panels.items():
+        for i, line in enumerate(line for line in lines if line.panel == name):
+            look = figures.line_style(i)
+            if name in below and "theory" not in line.label:
+                look |= {"marker": figures.MARKERS[i], "markersize": 4}
+            axes.plot(line.x, line.y, label=line.label, **look)
+            some = slice(12 + 16 * i, len(line.simulated), 80)
+            mean, error = line.simulated[some].T
+            axes.errorbar(line.x[some], mean, 2 * error, color="black", fmt=figures.MARKERS[i], markersize=4.5,
+                          markerfacecolor=figures.COLORS[i], linewidth=1, zorder=4)  # fmt: skip
+        axes.set_xscale("linear" if name == "epochs" else "log")
+        axes.set_yscale("linear" if name == "batch size" else "log")
+    panels["epochs"].set(xlabel="Epochs", ylabel="Expected loss; marks: simulated, ± 2 s.e.")
+    panels["updates"].set(xlabel="Parameter updates", xlim=(100, None), ylim=panels["epochs"].get_ylim())
+    panels["batch size"].set(title="B near N, at the end", xlabel="Largest batch ÷ data set", ylim=(0.6, 1.2))
+    panels["batch size"].set_ylabel("Loss, growing batch ÷ decayed rate")
+    panels["curvature"].set(title="lr·h near the limit of stability", xlabel="lr·h ÷ 2(1+m)")
+    panels["momentum"].set(title="Momentum near 1", xlabel="Memory B/(N(1-m)) at first, epochs")
+    for name in below:
+        panels[name].axhline(1, color="black", linewidth=0.8, zorder=0)
+        panels[name].legend(loc="upper left", handlelength=3)
+    figures.legend_above(figure, panels["epochs"], columns=3)
+    return figure
+
+
+def table(config: Config, lines: Sequence[Line]) -> str:
+    """Updates and final losses of every schedule."""
+    rows = [f"{'schedule':33}{'updates':>7}{'expected loss':>15}{'÷ decayed':>11}{'simulated loss':>25}"]
+    by_epoch = {line.label: line for line in lines if line.panel == "epochs"}
+    for label, recipe in make_schedules(make_recipe(config)).items():
+        final, updates = by_epoch[label].y[-1], recipe.plan().num_updates
+        decayed = by_epoch["Decaying learning rate"].y[-1]
+        simulated = "{:.3e} ± {:.1e}".format(*by_epoch[label].simulated[-1])
+        rows.append(f"{label:33}{updates:>7,}{final:>15.3e}{final / decayed:>11.3f}{simulated:>25}")
+    return "\n".join(rows)
+
+
+def csv_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """The points of all lines as rows of a CSV file."""
+    names = ("panel", "line", "x", "expected", "simulated", "standard_error")
+    return [
+        dict(zip(names, (line.panel, line.label, *(f"{value:.6g}" for value in (x, y, *pair))), strict=True))
+        for line in lines
+        for x, y, pair in itertools.zip_longest(line.x, line.y, line.simulated, fillvalue=(np.nan, np.nan))
+    ]
+
+
+def main() -> None:
+    """Computes the lines, prints the table and writes the picture and its numbers."""
+    values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(Config)}
+    config = Config(**values | {"workdir": pathlib.Path(values["workdir"]).expanduser()})
+    if config.num_runs < 2:
+        raise InvalidArgument("num_runs", config.num_runs, "a whole number >= 2", 2)
+    make_recipe(config)
+    runs.make_workdir(config.workdir)
+    lines = schedule_lines(config) + limit_lines(config)
+    print(table(config, lines))
+    figures.save(draw(lines), config.workdir, "quadratic", csv_rows(lines))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder for the picture and its numbers.", required=True)
+    flags.DEFINE_integer("seed", Config.seed, "Seed of the simulated runs.")
+    flags.DEFINE_integer("num_runs", Config.num_runs, "Simulated runs per schedule.")
+    flags.DEFINE_float("num_epochs", Config.num_epochs, "Length of the training; the steps scale with it.")
+    flags.DEFINE_float("momentum", Config.momentum, "Momentum of the recipe; its learning rate is 1 - momentum.")
+    cli.run(main)
