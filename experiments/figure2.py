@@ -23,8 +23,8 @@ def main() -> None:
     means = np.concatenate([one.mean for one in curves.values()])
     left.set(yscale="log", ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
     figures.legend_above(figure, left, columns=3)
-    figures.print_results(results)
-    figures.save(figure, study.workdir, "figure2", figures.curve_rows(curves, "train_loss"))
+    table = figures.print_results(results)
+    figures.save(figure, study.workdir, "figure2", figures.curve_rows(curves, "train_loss"), table)
 
 
 if __name__ == "__main__":

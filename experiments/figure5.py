@@ -21,8 +21,8 @@ def main() -> None:
     figures.plot_curves(right, curves, "update", scale=100, log_x=True)
     figures.zoom_to_ends(left, curves, scale=100)
     figures.legend_above(figure, left, columns=2)
-    figures.print_results(results)
-    figures.save(figure, study.workdir, "figure5", figures.curve_rows(curves, "test_accuracy"))
+    table = figures.print_results(results)
+    figures.save(figure, study.workdir, "figure5", figures.curve_rows(curves, "test_accuracy"), table)
 
 
 if __name__ == "__main__":

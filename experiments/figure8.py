@@ -40,17 +40,9 @@ def main() -> None:
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
     left.set_ylabel("Final test accuracy (%)")
-    figures.print_results(results)
-    rows = [
-        {
-            "learning_rate": f"{rate:g}",
-            "updates": count,
-            "test_accuracy_mean": f"{m:.6g}",
-            "test_accuracy_std": f"{s:.3g}",
-        }
-        for rate, count, m, s in zip(rates, updates, mean, std, strict=True)
-    ]
-    figures.save(figure, study.workdir, "figure8", rows)
+    table = figures.print_results(results)
+    points = [{"learning_rate": f"{rate:g}", **row} for rate, row in zip(rates, table, strict=True)]
+    figures.save(figure, study.workdir, "figure8", points, table)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,18 @@
 
 import csv
 import dataclasses
+import datetime
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 
 from bsjax import InvalidArgument
+from bsjax.metrics import write_json
 from experiments import config as config_lib
 from experiments import presets, runs
 from experiments.config import Config
@@ -35,6 +34,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+plt.switch_backend("agg")  # files, on machines with and without a screen
 plt.rcParams.update(
     {
         "figure.dpi": 150,
@@ -151,7 +151,7 @@ def compare_optimizers(
     }
     results = train(study, grid)
     figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained", sharey="col")
-    rows = []
+    rows, table = [], []
     for column, optimizer in zip(panels.T, optimizers, strict=True):
         group = {label: runs for (its_optimizer, label), runs in results.items() if its_optimizer == optimizer}
         curves = {label: curve(runs, "test_accuracy") for label, runs in group.items()}
@@ -160,10 +160,10 @@ def compare_optimizers(
             plot_curves(axes, curves, clock, "Test accuracy (%)", scale=100)
         zoom_to_ends(column[0], curves, scale=100)
         print(f"\n{optimizer}", end="")
-        print_results(group)
+        table += print_results(group, optimizer=optimizer)
         rows += curve_rows(curves, "test_accuracy", optimizer=optimizer)
     legend_above(figure, panels[0, 0], columns=3)
-    save(figure, study.workdir, name, rows)
+    save(figure, study.workdir, name, rows, table)
 
 
 def zoom_to_ends(axes: Any, curves: dict[str, Curve], scale: float = 1.0) -> None:
@@ -181,18 +181,29 @@ def legend_above(figure: Any, axes: Any, columns: int) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handlelength=3.2)
 
 
-def save(figure: Any, workdir: pathlib.Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes the picture as PNG and SVG and its numbers as CSV, and says where."""
-    for suffix in ("png", "svg"):
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(workdir / f"{name}.{suffix}", metadata=metadata)
+def save(
+    figure: Any,
+    workdir: pathlib.Path,
+    name: str,
+    points: Iterable[dict[str, Any]],
+    table: Iterable[dict[str, Any]] = (),
+) -> None:
+    """Writes the picture as PNG and SVG, its points and its table as CSV, how it was made as JSON; says where."""
+    figure.savefig(workdir / f"{name}.png")
+    figure.savefig(workdir / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
-    rows = list(rows)
-    with open(workdir / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    _write_csv(workdir / f"{name}.csv", list(points))
+    _write_csv(workdir / f"{name}_table.csv", list(table))
+    write_json(workdir / f"{name}.json", {**runs.surroundings(), "date": datetime.date.today().isoformat()})
     print(f"\nPicture: {workdir / name}.png (and .svg); numbers: {workdir / name}.csv")
+
+
+def _write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict[str, Any]]:
@@ -211,34 +222,45 @@ def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict
     ]
 
 
-def print_results(results: dict[str, list[runs.Result]]) -> None:
-    """Prints a table: updates, final accuracy over seeds, time."""
-    header = ("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run")
-    rows = [header]
+def print_results(results: dict[str, list[runs.Result]], **extra: Any) -> list[dict[str, Any]]:
+    """Prints a table of what came out, and returns it with full precision for a CSV file."""
+    rows, printed = [], [("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run")]
     for label, group in results.items():
         completed = [result for result in group if result.summary["completed"]]
-        updates = group[0].summary["num_updates"] if not completed else completed[0].summary["num_updates"]
         accuracy, accuracy_std = final(group, "final_test_accuracy")
+        test_loss, train_loss = final(group, "final_test_loss")[0], final(group, "final_train_loss")[0]
+        updates = (completed or group)[0].summary["num_updates"]
+        seconds = np.mean([result.summary["wall_time_s"] for result in group])
         rows.append(
+            {
+                **extra,
+                "schedule": label,
+                "updates": updates,
+                "test_accuracy_mean": f"{accuracy:.6g}",
+                "test_accuracy_std": f"{accuracy_std:.3g}",
+                "test_loss": f"{test_loss:.6g}",
+                "train_loss": f"{train_loss:.6g}",
+                "seeds": len(completed),
+                "diverged": len(group) - len(completed),
+                "wall_time_s": f"{seconds:.1f}",
+            }
+        )
+        printed.append(
             (
                 label,
                 f"{updates:,}",
                 f"{100 * accuracy:.2f} ± {100 * accuracy_std:.2f}" if completed else "diverged",
-                f"{final(group, 'final_test_loss')[0]:.4f}",
-                f"{final(group, 'final_train_loss')[0]:.4f}",
+                f"{test_loss:.4f}",
+                f"{train_loss:.4f}",
                 f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
-                f"{np.mean([result.summary['wall_time_s'] for result in group]):.1f}",
+                f"{seconds:.1f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*printed, strict=True)]
     print()
-    for row in rows:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
+    for first, *others in printed:
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
+    return rows
 
 
 def _std(values: np.ndarray) -> np.ndarray:

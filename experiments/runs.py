@@ -56,7 +56,7 @@ def train(run: Config, workdir: pathlib.Path, show: str = "auto") -> dict[str, A
     plan = run.recipe(len(dataset.train.labels)).plan()
     engine = run.create_engine(dataset, plan)
     make_workdir(workdir)
-    write_json(workdir / "config.json", {"config": dataclasses.asdict(run), **_surroundings()})
+    write_json(workdir / "config.json", {"config": dataclasses.asdict(run), **surroundings()})
     return loop.train(engine, plan, workdir, run.eval_every_epochs, run.log_every_epochs, show)
 
 
@@ -83,12 +83,14 @@ def _check_same_run(run: Config, workdir: pathlib.Path) -> None:
         raise InvalidArgument("workdir", str(workdir), f"empty or of this run; it has {'; '.join(differing)}")
 
 
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
+    """What a result was made with: the command, versions, devices."""
     packages = ("bsjax", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        "command": sys.argv,
+        "command": " ".join(["python", "-m", *sys.orig_argv[2:]]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "devices": [device.device_kind for device in jax.devices()],
+        "cores": len(_available_cores()),
     }
 
 

@@ -1,0 +1,151 @@
+"""Data sets that never change, the endless stream, and augmentation by position."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsjax import InvalidArgument
+from bsjax.data import Dataset, ExampleStream, Split, load_dataset
+from bsjax.data.augmentation import augment, position_keys
+
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+# The stream.
+
+
+@PROPERTY
+@given(st.integers(1, 40), st.integers(0, 200), st.lists(st.integers(0, 60), max_size=8), st.integers(0, 2**32))
+def test_batches_of_any_sizes_cut_the_same_stream(dataset_size, start, batch_sizes, seed):
+    epochs = range((start + sum(batch_sizes)) // dataset_size + 1)
+    stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(dataset_size) for epoch in epochs])
+    example_stream, taken = ExampleStream(dataset_size, seed), start
+    for batch_size in batch_sizes:
+        indices = example_stream.indices(taken, batch_size)
+        assert indices.dtype == np.int32
+        np.testing.assert_array_equal(indices, stream[taken : taken + batch_size])
+        taken += batch_size
+
+
+def test_every_epoch_is_another_permutation_and_every_seed_other_ones():
+    epochs = np.array([ExampleStream(100, seed).indices(0, 300).reshape(3, 100) for seed in (0, 1)]).reshape(6, 100)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(100), (6, 1)))
+    assert len(np.unique(epochs, axis=0)) == 6
+
+
+# Augmentation.
+
+KEY = jax.random.PRNGKey(7)
+SIDE, PADDING = 6, 4
+IMAGE = np.arange(1, 2 * SIDE**2 + 1, dtype=np.float32).reshape(SIDE, SIDE, 2)
+
+
+def augmented(name, positions, key=KEY, image=IMAGE):
+    positions = np.asarray(positions, np.uint64)
+    halves = [(half & np.uint64(2**32 - 1)).astype(np.uint32) for half in (positions >> np.uint64(32), positions)]
+    images = jnp.broadcast_to(image, (len(positions), *image.shape))
+    return np.asarray(jax.jit(augment, static_argnums=0)(name, images, position_keys(key, *halves)))
+
+
+def crops_by_numpy():
+    """(top, left, flipped) -> the crop of the padded image, all of which differ."""
+    padded = np.pad(IMAGE, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    crops = {}
+    for top, left in np.ndindex(2 * PADDING + 1, 2 * PADDING + 1):
+        crop = padded[top : top + SIDE, left : left + SIDE]
+        crops[top, left, False], crops[top, left, True] = crop, crop[:, ::-1]
+    return crops
+
+
+def draws(name, positions, **options):
+    """What happened to the image at each position: top, left, flipped."""
+    names = {crop.tobytes(): draw for draw, crop in crops_by_numpy().items()}
+    return np.array([names[image.tobytes()] for image in augmented(name, positions, **options)])
+
+
+def test_the_crops_tell_the_draws_apart():
+    assert len({crop.tobytes() for crop in crops_by_numpy().values()}) == 2 * 81
+
+
+@pytest.mark.parametrize("name", ["crop", "crop_flip"])
+def test_crops_and_flips_are_uniform(name):
+    top, left, flipped = draws(name, np.arange(1620)).T
+    assert np.bincount(9 * top + left, minlength=81).min() > 0  # 20 of each are expected
+    for offset in (top, left):
+        assert np.abs(np.bincount(offset, minlength=9) - 180).max() < 50  # four standard deviations
+    if name == "crop":
+        assert not flipped.any()
+    else:
+        assert abs(flipped.sum() - 810) < 80
+        assert np.abs(np.corrcoef([top, left, flipped]) - np.eye(3)).max() < 0.1
+
+
+def test_no_augmentation():
+    np.testing.assert_array_equal(augmented("none", [0, 1]), [IMAGE, IMAGE])
+
+
+def test_augmentation_depends_on_the_seed_and_the_position_alone():
+    positions = np.arange(40)
+    alone = augmented("crop_flip", positions)
+    np.testing.assert_array_equal(augmented("crop_flip", positions[::-1])[::-1], alone)
+    np.testing.assert_array_equal(np.concatenate([augmented("crop_flip", [p]) for p in positions]), alone)
+    # Whatever the image, the draw is the same.
+    other = IMAGE[:, :, ::-1]
+    np.testing.assert_array_equal(augmented("crop_flip", positions, image=other), alone[:, :, :, ::-1])
+    assert (draws("crop_flip", positions, key=jax.random.PRNGKey(8)) != draws("crop_flip", positions)).any()
+
+
+def test_positions_have_64_bits():
+    low = np.arange(40, dtype=np.uint64)
+    for high in (1, 2, 2**31):
+        assert (draws("crop_flip", low + np.uint64(high << 32)) != draws("crop_flip", low)).any(axis=1).sum() > 20
+
+
+def test_draws_are_the_same_in_float64():
+    expected = augmented("crop_flip", np.arange(40))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(augmented("crop_flip", np.arange(40), image=IMAGE.astype(np.float64)), expected)
+
+
+# Data sets.
+
+
+def checksums(split):
+    return zlib.crc32(split.images.tobytes()), zlib.crc32(split.labels.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "expected"),
+    [
+        ("digits", [(1437, 8, 8, 1), (360, 8, 8, 1)], [(3413791383, 978304894), (1422912373, 612558802)]),
+        ("synthetic", [(2048, 32, 32, 3), (512, 32, 32, 3)], [(3108428564, 753601383), (447556091, 2245286786)]),
+    ],
+)
+def test_data_sets_never_change(name, shapes, expected):
+    dataset = load_dataset(name)
+    splits = (dataset.train, dataset.test)
+    assert [split.images.shape for split in splits] == shapes
+    assert [checksums(split) for split in splits] == expected
+    for images, labels in splits:
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(np.unique(labels), np.arange(dataset.num_classes))
+
+
+def test_mean_and_standard_deviation_are_of_the_training_pixels():
+    images = np.random.RandomState(0).randint(256, size=(5, 4, 3, 3)).astype(np.uint8)
+    images[..., 2] = 9  # a channel without contrast must not be divided by zero
+    train, test = Split(images, np.zeros(5, np.int32)), Split(images[:1] // 2, np.zeros(1, np.int32))
+    dataset = Dataset("some", train, test, ("zero",))
+    pixels = images.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(dataset.mean, pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(dataset.std, np.maximum(pixels.std(axis=0), 1e-3), rtol=1e-6)
+
+
+def test_bad_input():
+    with pytest.raises(InvalidArgument, match=r"^dataset is 'digit'; it must be one of .*; nearest: digits$"):
+        load_dataset("digit")

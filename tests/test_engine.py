@@ -1,0 +1,344 @@
+"""The engine against plain JAX and numpy, in every layout; what it compiles; and how it evaluates."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bsjax
+from bsjax.data.augmentation import augment, position_keys
+from bsjax.engine import METRICS, Engine
+from bsjax.models import CNN, MLP
+from bsjax.optimizers import create_optimizer
+from bsjax.parallel import first_replica, replicate
+
+GHOST = 8
+TRAIN_SIZE = 45  # the updates below go through it more than three times
+SEED = 3
+# Batch size, learning rate and momentum of each.
+UPDATES = [(40, 0.1, 0.9), (16, 0.1, 0.9), (48, 0.05, 0.8), (40, 0.2, 0.9)]
+WEIGHT_DECAY, MAX_GRAD_NORM, SMOOTHING, DECAY = 0.01, 1.0, 0.1, 0.9
+
+
+# An independent implementation: the whole batch at once on one device, and the optimizer in numpy.
+
+
+def plain_cnn(params, x, running=None):
+    """The logits of CNN, and the means and variances of its ghosts [2, ghosts, channels]."""
+    stats = {}
+    for layer in range(2):
+        norm = f"GhostBatchNorm_{layer}"
+        kernel, gamma, beta = params[f"Conv_{layer}"]["kernel"], params[norm]["scale"], params[norm]["bias"]
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        if running is None:
+            ghosts = x.reshape(-1, GHOST, *x.shape[1:])
+            mean, var = (moment(ghosts, axis=(1, 2, 3), keepdims=True) for moment in (jnp.mean, jnp.var))
+            stats[norm] = {"mean": mean[:, 0, 0, 0], "var": var[:, 0, 0, 0]}
+            x = ((ghosts - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape)
+        else:
+            x = (x - running[norm]["mean"]) / jnp.sqrt(running[norm]["var"] + 1e-5)
+        x = jnp.maximum(gamma * x + beta, 0)
+        n, height, width, channels = x.shape
+        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+    return x.reshape(len(x), -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], stats
+
+
+def mean_loss(params, images, targets):
+    logits, stats = plain_cnn(params, images)
+    log_normalizers = jnp.log(jnp.exp(logits).sum(axis=1, keepdims=True))
+    return (targets * (log_normalizers - logits)).sum(axis=1).mean(), (logits, stats)
+
+
+def standardised(images, dataset):
+    pixels = dataset.train.images.reshape(-1, 1).astype(np.float64)
+    return (images.astype(np.float64) - pixels.mean(axis=0).astype(np.float32)) / pixels.std(axis=0).astype(np.float32)
+
+
+def step(optimizer, grad, theta, moments, count, momentum):
+    """The step of one parameter; `moments` are changed."""
+    grad = grad + WEIGHT_DECAY * theta * (theta.ndim > 1)
+    if optimizer == "momentum":
+        moments[0] = momentum * moments[0] + grad
+        return moments[0]
+    moments[:] = momentum * moments[0] + (1 - momentum) * grad, 0.999 * moments[1] + 0.001 * grad**2
+    corrected = moments[0] / (1 - momentum**count), moments[1] / (1 - 0.999**count)
+    return corrected[0] / (np.sqrt(corrected[1]) + 1e-8)
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset):
+    return make_dataset(TRAIN_SIZE)
+
+
+@pytest.fixture(scope="module")
+def train_plainly(dataset, random_state):
+    """A function: optimizer -> parameters, running averages and metrics [updates, 3] after UPDATES, in float64."""
+    grad_fn = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))
+
+    @functools.cache
+    def images_and_labels():
+        order = [np.random.default_rng([SEED, epoch]).permutation(TRAIN_SIZE) for epoch in range(4)]
+        order = np.concatenate(order)[: sum(size for size, _, _ in UPDATES)]
+        key, positions = jax.random.split(jax.random.PRNGKey(SEED))[1], np.arange(len(order), dtype=np.uint32)
+        keys = position_keys(key, 0 * positions, positions)
+        images = jax.jit(augment, static_argnums=0)(
+            "crop_flip", standardised(dataset.train.images[order], dataset), keys
+        )
+        return np.asarray(images), dataset.train.labels[order]
+
+    @functools.cache
+    def train(optimizer):
+        state = random_state(cnn(), create_optimizer("sgd"), (8, 8, 1), np.float64)
+        theta, treedef = jax.tree.flatten(state.params)
+        moments = [[np.zeros_like(value), np.zeros_like(value)] for value in theta]
+        running, metrics, start = state.batch_stats, [], 0
+        for count, (batch_size, learning_rate, momentum) in enumerate(UPDATES, 1):
+            images, labels = (array[start : start + batch_size] for array in images_and_labels())
+            start += batch_size
+            targets = (1 - SMOOTHING) * np.eye(10)[labels] + SMOOTHING / 10
+            results = jax.device_get(grad_fn(jax.tree.unflatten(treedef, theta), images, targets))
+            (loss, (logits, stats)), grads = results[0], jax.tree.leaves(results[1])
+            norm = np.sqrt(sum((grad**2).sum() for grad in grads))
+            metrics.append([loss, (logits.argmax(axis=1) == labels).mean(), norm])
+            for i, grad in enumerate(grads):
+                grad = grad * min(1, MAX_GRAD_NORM / norm)
+                theta[i] = theta[i] - learning_rate * step(optimizer, grad, theta[i], moments[i], count, momentum)
+            kept = DECAY ** (batch_size // GHOST)
+            running = jax.tree.map(lambda old, new, kept=kept: kept * old + (1 - kept) * new.mean(0), running, stats)
+        return jax.tree.unflatten(treedef, theta), running, np.array(metrics)
+
+    def train_in_float64(optimizer):
+        with jax.enable_x64(True):
+            return train(optimizer)
+
+    return train_in_float64
+
+
+def cnn(dtype=jnp.float32):
+    return CNN(10, depth=2, width=4, ghost_batch_size=GHOST, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def mlp_engine(dataset, random_state):
+    """A function that makes an engine of a small model, and a state for it."""
+
+    def make(num_devices=1, batch_sizes=(), **options):
+        model, tx, devices = MLP(10, depth=1, width=2), create_optimizer("sgd"), jax.devices()[:num_devices]
+        engine = Engine(model, tx, dataset, batch_sizes, devices=devices, **options)
+        return engine, replicate(random_state(model, tx, (8, 8, 1)), devices)
+
+    return make
+
+
+def assert_replicas_equal(stacked, expected, tolerance):
+    """Every device's entry of `stacked` is `expected`."""
+    for (path, values), value in zip(jax.tree.leaves_with_path(stacked), jax.tree.leaves(expected), strict=True):
+        values = np.asarray(values)
+        np.testing.assert_allclose(
+            values, np.broadcast_to(value, values.shape), tolerance, tolerance, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "num_devices", "microbatch_size"),
+    [
+        ("momentum", jnp.float64, 1, 48),  # one microbatch
+        ("momentum", jnp.float64, 1, 16),  # several, the last one padded
+        ("momentum", jnp.float64, 2, 16),  # several ghosts on each device
+        ("momentum", jnp.float64, 8, 8),  # one ghost on each device
+        ("momentum", jnp.float64, 8, 4),  # two devices share a ghost
+        ("momentum", jnp.float64, 8, 2),  # four
+        ("momentum", jnp.float64, 8, 1),  # all
+        ("adam", jnp.float64, 8, 2),
+        ("momentum", jnp.float32, 1, 16),
+        ("momentum", jnp.float32, 8, 4),
+    ],
+)
+def test_any_layout_is_one_big_batch(
+    dataset, train_plainly, random_state, optimizer, dtype, num_devices, microbatch_size
+):
+    """Parameters, running averages and metrics, with padding, augmentation, smoothing, weight decay and clipping."""
+    params, running, expected_metrics = train_plainly(optimizer)
+    with jax.enable_x64(dtype == jnp.float64):
+        model = cnn(dtype)
+        tx = create_optimizer(optimizer, WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM)
+        engine = Engine(
+            model,
+            tx,
+            dataset,
+            [size for size, _, _ in UPDATES],
+            SEED,
+            microbatch_size,
+            augmentation="crop_flip",
+            label_smoothing=SMOOTHING,
+            batch_norm_decay=DECAY,
+            devices=jax.devices()[:num_devices],
+        )
+        state, examples_seen = replicate(random_state(model, tx, (8, 8, 1), dtype), engine.devices), 0
+        tolerance = 1e-12 if dtype == jnp.float64 else 1e-5
+        for (batch_size, learning_rate, momentum), expected in zip(UPDATES, expected_metrics, strict=True):
+            state, metrics = engine.update(state, examples_seen, batch_size, learning_rate, momentum)
+            examples_seen += batch_size
+            assert_replicas_equal(metrics, expected, tolerance)
+        assert metrics.dtype == dtype
+        assert_replicas_equal((state.params, state.batch_stats), (params, running), tolerance)
+
+
+@pytest.mark.parametrize(("num_devices", "microbatch_size"), [(1, 24), (8, 1)])
+def test_augmentation_of_late_positions(float64, dataset, random_state, num_devices, microbatch_size):
+    """The stream's positions are 64-bit numbers, here around 2^33 + 2^31, where an int32 would change its sign."""
+    model, tx = MLP(10, depth=1, width=4, dtype=jnp.float64), create_optimizer("sgd")
+    devices = jax.devices()[:num_devices]
+    engine = Engine(model, tx, dataset, [24], SEED, microbatch_size, augmentation="crop_flip", devices=devices)
+    state, start = random_state(model, tx, (8, 8, 1), np.float64), 2**33 + 2**31 - 12
+    _, metrics = engine.update(replicate(state, devices), start, 24, 0.1, 0.0)
+
+    positions = np.arange(start, start + 24)
+    examples = [
+        np.random.default_rng([SEED, p // TRAIN_SIZE]).permutation(TRAIN_SIZE)[p % TRAIN_SIZE] for p in positions
+    ]
+    upper, lower = ((half % 2**32).astype(np.uint32) for half in (positions >> 32, positions))
+    keys = position_keys(jax.random.split(jax.random.PRNGKey(SEED))[1], upper, lower)
+    images = augment("crop_flip", jnp.asarray(standardised(dataset.train.images[examples], dataset)), keys)
+    logits = model.apply({"params": state.params}, images, train=True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, dataset.train.labels[examples])
+    np.testing.assert_allclose(metrics[:, 0], losses.mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("num_devices", "test_size"), [(1, 37), (1, 40), (8, 67), (8, 3)])
+def test_evaluation_is_the_mean_over_the_whole_test_split(float64, make_dataset, random_state, num_devices, test_size):
+    dataset = make_dataset(TRAIN_SIZE, test_size)
+    model, tx = cnn(jnp.float64), create_optimizer("sgd")
+    devices = jax.devices()[:num_devices]
+    training = {"augmentation": "crop_flip", "label_smoothing": SMOOTHING}  # which evaluation does without
+    engine = Engine(model, tx, dataset, [GHOST], microbatch_size=GHOST, devices=devices, **training)
+    state = random_state(model, tx, (8, 8, 1), np.float64)
+    evaluation = engine.evaluate(replicate(state, devices))
+    logits = np.asarray(plain_cnn(state.params, standardised(dataset.test.images, dataset), state.batch_stats)[0])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = dataset.test.labels
+    assert evaluation == {
+        "test_loss": pytest.approx(-np.log(probabilities[np.arange(test_size), labels]).mean(), rel=1e-12),
+        "test_accuracy": pytest.approx((logits.argmax(axis=1) == labels).mean(), rel=1e-12),
+    }
+
+
+def test_two_plans_of_one_recipe_consume_the_same_examples_in_the_same_order(mlp_engine, monkeypatch):
+    lay_out = bsjax.layout.lay_out
+    recipe = bsjax.Recipe(optax.piecewise_constant_schedule(0.1, {1: 1 / 3, 2: 1 / 3}), 8, TRAIN_SIZE, num_epochs=4)
+    expected = np.concatenate([np.random.default_rng([0, epoch]).permutation(TRAIN_SIZE) for epoch in range(5)])
+    for converted in (recipe, recipe.increase_batch_size()):
+        for num_devices, microbatch_size in ((1, 5), (8, 2)):
+            consumed = {}
+
+            def record(*args, consumed=consumed):
+                addresses = lay_out(*args)
+                for index, position in zip(addresses[:, :, 0].ravel(), addresses[:, :, 2].ravel(), strict=True):
+                    if index >= 0:
+                        assert position not in consumed
+                        consumed[int(position)] = index
+                return addresses
+
+            monkeypatch.setattr(bsjax.layout, "lay_out", record)
+            plan = converted.plan()
+            engine, state = mlp_engine(num_devices, microbatch_size=microbatch_size)
+            for update in plan:
+                state, _ = engine.update(state, update.examples_seen, update.batch_size, 0.1, 0.0)
+            jax.block_until_ready(state)
+            assert list(consumed) == list(range(plan.num_examples))
+            np.testing.assert_array_equal(list(consumed.values()), expected[: plan.num_examples])
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_fixed_microbatch_compiles_once_for_all_batch_sizes(mlp_engine, num_devices):
+    engine, state = mlp_engine(num_devices, microbatch_size=2)
+    counts = []
+    for batch_size in range(1, 41, 2):
+        state, _ = engine.update(state, 0, batch_size, 0.1, 0.9)
+        counts.append(engine.num_compilations)
+    # The step of one microbatch; then the three of several.
+    assert counts == [1 + 3 * (size > 2 * num_devices) for size in range(1, 41, 2)]
+    assert engine.stall_time_s >= engine.compile_time_s > 0  # all of them in the foreground
+
+
+def test_many_batch_sizes_take_microbatches_in_powers_of_two(mlp_engine):
+    batch_sizes = range(4, 84, 4)
+    engine, state = mlp_engine(batch_sizes=batch_sizes)
+    microbatch_sizes = {engine.microbatch_size(size) for size in batch_sizes}
+    assert microbatch_sizes <= {1, 2, 4, 8, 16, 32, 64}
+    for _ in range(2):
+        for batch_size in batch_sizes:
+            state, _ = engine.update(state, 0, batch_size, 0.1, 0.9)
+        assert engine.num_compilations <= 2 * len(microbatch_sizes) + 2
+
+
+@pytest.mark.parametrize(("num_devices", "expected"), [(1, [8, 40, 50]), (8, [1, 5, 25])])
+def test_few_batch_sizes_take_each_the_microbatch_that_fits(mlp_engine, num_devices, expected):
+    engine, _ = mlp_engine(num_devices, batch_sizes=[8, 40, 200])
+    assert [engine.microbatch_size(size) for size in (8, 40, 200)] == expected
+
+
+@pytest.mark.parametrize("batch_size", [16, 40], ids=["one microbatch", "several"])
+def test_compiled_ahead_an_update_waits_for_nothing(mlp_engine, batch_size):
+    states = []
+    for is_ahead in (True, False):
+        engine, state = mlp_engine(microbatch_size=16)
+        if is_ahead:
+            engine.compile_ahead(state, batch_size)
+            engine.compile_ahead(state, batch_size)  # once is enough
+            expected = 1 if batch_size == 16 else 3
+            deadline = time.monotonic() + 300
+            while engine.num_compilations < expected and time.monotonic() < deadline:
+                time.sleep(0.01)
+        state, _ = engine.update(state, 5, batch_size, 0.1, 0.9)
+        assert (engine.stall_time_s == 0) == is_ahead
+        assert engine.num_compilations == (1 if batch_size == 16 else 3)
+        states.append(first_replica(state))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_seed_decides_the_parameters(mlp_engine):
+    first, same, other = (mlp_engine(2, seed=seed)[0].init().params for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, same)
+    kernel = first["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(kernel[0], kernel[1])  # on both devices
+    assert np.abs(kernel - other["Dense_0"]["kernel"]).min() > 0
+
+
+def test_metrics_are_named():
+    assert METRICS == ("loss", "accuracy", "grad_norm")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"augmentation": "flip"},
+            "augmentation is 'flip'; it must be one of none, crop, crop_flip; nearest: crop_flip",
+        ),
+        (
+            {"batch_sizes": [16, 20]},
+            "batch_size is 20; it must be a multiple of ghost_batch_size 8; nearest: 16 or 24",
+        ),
+        (
+            {"microbatch_size": 3},
+            "microbatch_size is 3; it must be a multiple of ghost_batch_size 8, or a share of it for 2 devices; "
+            "nearest: 4",
+        ),
+    ],
+)
+def test_bad_input(dataset, options, message):
+    arguments = {"batch_sizes": [16], "devices": jax.devices()[:2]} | options
+    with pytest.raises(bsjax.InvalidArgument) as refusal:
+        Engine(cnn(), create_optimizer("sgd"), dataset, **arguments)
+    assert str(refusal.value) == message
+
+
+def test_a_batch_size_that_comes_later_is_checked_too(dataset):
+    engine = Engine(cnn(), create_optimizer("sgd"), dataset, [16], devices=jax.devices()[:1])
+    with pytest.raises(bsjax.InvalidArgument, match=r"^batch_size is 20; .* nearest: 16 or 24$"):
+        engine.update(None, 0, 20, 0.1, 0.9)

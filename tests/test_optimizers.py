@@ -1,0 +1,91 @@
+"""Three updates of every optimizer against numpy, with a learning rate and a momentum that change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bsjax import InvalidArgument
+from bsjax.optimizers import OPTIMIZERS, create_optimizer
+
+RANDOM = np.random.RandomState(0)
+PARAMS = {"kernel": RANDOM.standard_normal((2, 3)), "bias": RANDOM.standard_normal(3)}
+GRADS = [{name: scale * RANDOM.standard_normal(value.shape) for name, value in PARAMS.items()} for scale in (5, 0.2, 2)]
+LEARNING_RATES, MOMENTUMS = (0.1, 0.05, 0.2), (0.9, 0.9, 0.8)
+
+
+def updated_by_numpy(name, weight_decay=0.0, decay_biases_and_norms=False, max_grad_norm=None, b2=0.999, epsilon=1e-8):
+    params = {key: value.copy() for key, value in PARAMS.items()}
+    first = {key: np.zeros_like(value) for key, value in PARAMS.items()}
+    second = {key: np.zeros_like(value) for key, value in PARAMS.items()}
+    for count, (grads, learning_rate, momentum) in enumerate(zip(GRADS, LEARNING_RATES, MOMENTUMS, strict=True), 1):
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        factor = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
+        for key, theta in params.items():
+            decay = weight_decay * theta if key == "kernel" or decay_biases_and_norms else 0.0
+            g = factor * grads[key] + (0.0 if name == "adamw" else decay)
+            if name == "sgd":
+                step = g
+            elif name in ("momentum", "nesterov"):
+                first[key] = momentum * first[key] + g
+                step = g + momentum * first[key] if name == "nesterov" else first[key]
+            elif name == "rmsprop":
+                second[key] = b2 * second[key] + (1 - b2) * g**2
+                first[key] = momentum * first[key] + g / (np.sqrt(second[key]) + epsilon)
+                step = first[key]
+            else:
+                first[key] = momentum * first[key] + (1 - momentum) * g
+                second[key] = b2 * second[key] + (1 - b2) * g**2
+                root = np.sqrt(second[key] / (1 - b2**count))
+                step = first[key] / (1 - momentum**count) / (root + epsilon)
+                step += decay if name == "adamw" else 0.0
+            params[key] = theta - learning_rate * step
+    return params
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"weight_decay": 0.3, "decay_biases_and_norms": True},
+        {"max_grad_norm": 1.0, "weight_decay": 0.3},  # the second gradient is shorter
+        {"b2": 0.7, "epsilon": 0.5},
+    ],
+    ids=lambda options: ",".join(options) or "plain",
+)
+def test_three_updates(float64, name, options):
+    tx = create_optimizer(name, **options)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = tx.init(params)
+    for grads, learning_rate, momentum in zip(GRADS, LEARNING_RATES, MOMENTUMS, strict=True):
+        state.hyperparams.update(learning_rate=jnp.asarray(learning_rate), momentum=jnp.asarray(momentum))
+        updates, state = tx.update(jax.tree.map(jnp.asarray, grads), state, params)
+        params = optax.apply_updates(params, updates)
+    expected = updated_by_numpy(name, **options)
+    for key, value in params.items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"name": "adm"},
+            "optimizer is 'adm'; it must be one of sgd, momentum, nesterov, adam, adamw, rmsprop; nearest: adam",
+        ),
+        ({"name": "sgd", "weight_decay": -1e-4}, "weight_decay is -0.0001; it must be a number >= 0; nearest: 0"),
+        (
+            {"name": "sgd", "weight_decay": float("nan")},
+            "weight_decay is nan; it must be a number >= 0; nearest: 0",
+        ),
+        ({"name": "sgd", "max_grad_norm": 0.0}, "max_grad_norm is 0.0; it must be positive, or None"),
+        ({"name": "adam", "b2": 1.0}, "b2 is 1.0; it must be in [0, 1)"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(InvalidArgument) as refusal:
+        create_optimizer(**arguments)
+    assert str(refusal.value) == message

@@ -1,0 +1,147 @@
+"""The pure functions of training against closed forms: softmax regression, and the running averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from bsjax.normalization import AXIS_NAME, GhostBatchNorm
+from bsjax.step import Microbatch, TrainState, make_steps
+
+RANDOM = np.random.RandomState(0)
+IMAGES, LABELS = RANDOM.standard_normal((12, 1, 1, 4)), np.arange(12) % 3
+PARAMS = {"Dense_0": {"kernel": RANDOM.standard_normal((4, 3)), "bias": RANDOM.standard_normal(3)}}
+HYPERPARAMS = {"learning_rate": 0.3, "momentum": 0.0}
+SGD = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+ADAM = optax.inject_hyperparams(optax.adam, static_args=("b2", "eps", "eps_root"))(learning_rate=0.0, b1=0.5)
+
+
+class SoftmaxRegression(nn.Module):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(3, dtype=images.dtype)(images.reshape(len(images), -1))
+
+
+class Normalised(nn.Module):
+    """Softmax regression on ghost-normalised images."""
+
+    ghost_batch_size: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = GhostBatchNorm(self.ghost_batch_size, dtype=images.dtype)(images, train)
+        return nn.Dense(3, dtype=images.dtype)(x.reshape(len(images), -1))
+
+
+def microbatches(num_microbatches, weights=None):
+    weights = np.ones(12) if weights is None else weights
+    parts = zip(*(np.split(array, num_microbatches) for array in (IMAGES, LABELS, weights)), strict=True)
+    return [Microbatch(*part) for part in parts]
+
+
+def on_one_device(function):
+    """Maps a function over an axis of one device."""
+
+    def mapped(*args):
+        stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], args)
+        return jax.tree.map(lambda x: x[0], jax.vmap(function, axis_name=AXIS_NAME)(*stacked))
+
+    return mapped
+
+
+def one_update(steps, state, parts):
+    if len(parts) == 1:
+        return on_one_device(steps.train_step)(state, parts[0], HYPERPARAMS)
+    accumulator = steps.zero_accumulator(state)
+    for part in parts:
+        accumulator = on_one_device(steps.accumulate)(accumulator, state, part)
+    return on_one_device(steps.apply_update)(state, accumulator, HYPERPARAMS)
+
+
+def initial_state(model, tx=SGD, running=None):
+    batch_stats = {} if running is None else {"GhostBatchNorm_0": running}
+    variables = model.init(jax.random.key(0), IMAGES[:1], train=False)
+    params = jax.tree.map(jnp.asarray, {**variables["params"], **PARAMS})
+    return TrainState(params, jax.tree.map(jnp.asarray, batch_stats), tx.init(params))
+
+
+def softmax_regression_by_numpy(images, labels, label_smoothing):
+    x, (kernel, bias) = images.reshape(len(images), -1), (PARAMS["Dense_0"][name] for name in ("kernel", "bias"))
+    logits = x @ kernel + bias
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = (1 - label_smoothing) * np.eye(3)[labels] + label_smoothing / 3
+    residual = (np.exp(log_probabilities) - targets) / len(x)
+    grads = {"kernel": x.T @ residual, "bias": residual.sum(axis=0)}
+    metrics = {
+        "loss": -(targets * log_probabilities).sum(axis=1).mean(),
+        "accuracy": (logits.argmax(axis=1) == labels).mean(),
+        "grad_norm": np.sqrt(sum((g**2).sum() for g in grads.values())),
+    }
+    return grads, metrics
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+@pytest.mark.parametrize("num_padding", [0, 5])
+def test_an_update_of_softmax_regression(float64, label_smoothing, num_microbatches, num_padding):
+    size = 12 - num_padding
+    weights = (np.arange(12) < size).astype(float)
+    model = SoftmaxRegression()
+    steps = make_steps(model, SGD, label_smoothing)
+    state, metrics = one_update(steps, initial_state(model), microbatches(num_microbatches, weights))
+    grads, expected_metrics = softmax_regression_by_numpy(IMAGES[:size], LABELS[:size], label_smoothing)
+    for name, grad in grads.items():
+        expected = PARAMS["Dense_0"][name] - 0.3 * grad
+        np.testing.assert_allclose(state.params["Dense_0"][name], expected, rtol=1e-12)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tx", "hyperparams"),
+    [(SGD, {"learning_rate": 0.3}), (ADAM, {"learning_rate": 0.3, "b1": 0.5})],
+    ids=["sgd", "adam"],
+)
+def test_only_hyperparameters_that_the_optimizer_has_are_set(float64, tx, hyperparams):
+    """There is no momentum here, and an optimizer's other hyperparameters stay as they are."""
+    model = SoftmaxRegression()
+    state, _ = one_update(make_steps(model, tx), initial_state(model, tx), microbatches(1))
+    assert state.opt_state.hyperparams == hyperparams
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 2, 3])
+@pytest.mark.parametrize("num_ghosts", [3, 2], ids=["full", "padded"])
+def test_running_averages_take_up_the_mean_of_the_ghosts(float64, num_microbatches, num_ghosts):
+    """G ghosts weigh 1 - decay^G together, and padding nothing."""
+    ghost_batch_size, decay = 2 if num_microbatches == 2 else 4, 0.8
+    num_ghosts *= 4 // ghost_batch_size
+    weights = (np.arange(12) < num_ghosts * ghost_batch_size).astype(float)
+    model = Normalised(ghost_batch_size)
+    steps = make_steps(model, SGD, 0.0, ghost_batch_size, decay)
+    running = {"mean": np.array([1.0, 2, 3, 4]), "var": np.array([4.0, 3, 2, 1])}
+    state, _ = one_update(steps, initial_state(model, running=running), microbatches(num_microbatches, weights))
+
+    ghosts = IMAGES.reshape(-1, ghost_batch_size, 4)[:num_ghosts]
+    of_ghosts = {"mean": ghosts.mean(axis=1), "var": ghosts.var(axis=1)}
+    for name, values in of_ghosts.items():
+        expected = decay**num_ghosts * running[name] + (1 - decay**num_ghosts) * values.mean(axis=0)
+        np.testing.assert_allclose(state.batch_stats["GhostBatchNorm_0"][name], expected, rtol=1e-12)
+
+
+def test_evaluation_sums_the_examples_that_count(float64):
+    model = SoftmaxRegression()
+    steps = make_steps(model, SGD, label_smoothing=0.1)  # which evaluation has not
+    weights = (np.arange(12) < 7).astype(float)
+    sums = on_one_device(steps.eval_step)(initial_state(model), microbatches(1, weights)[0])
+    _, metrics = softmax_regression_by_numpy(IMAGES[:7], LABELS[:7], 0.0)
+    expected = {"loss": 7 * metrics["loss"], "num_correct": 7 * metrics["accuracy"], "num_examples": 7}
+    assert sums == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tx", [optax.sgd(0.1), optax.inject_hyperparams(optax.sgd)(learning_rate=optax.constant_schedule(0.1))]
+)
+def test_an_optimizer_whose_learning_rate_cannot_be_set_is_refused(tx):
+    with pytest.raises(TypeError, match=r"^tx must be made by optax.inject_hyperparams with a number, not a schedule"):
+        make_steps(SoftmaxRegression(), tx).init(jax.random.key(0), jnp.asarray(IMAGES[:1]))
