@@ -122,7 +122,9 @@ def test_script_writes_its_picture_and_numbers(tmp_path):
     for label, schedule in quadratic.make_schedules(recipe).items():
         row = next(line for line in result.stdout.splitlines() if line.startswith(label))
         assert f" {schedule.plan().num_updates:,} " in row
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"quadratic.{suffix}" for suffix in ("csv", "json", "png", "svg")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"quadratic.{suffix}" for suffix in ("csv", "json", "png", "svg")
+    ]
     assert (tmp_path / "quadratic.png").read_bytes().startswith(b"\x89PNG")
     with open(tmp_path / "quadratic.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
