@@ -116,8 +116,11 @@ class Engine:
 
     def init(self) -> TrainState:
         """The state before the first update, stacked over the devices."""
-        images = jnp.zeros((1, *self._image_shape))
-        return replicate(self._init(images), self.devices)
+        return self.place(self._init(jnp.zeros((1, *self._image_shape))))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state of one device, such as a checkpoint's, on all of them."""
+        return replicate(state, self.devices)
 
     def update(
         self, state: TrainState, examples_seen: int, batch_size: int, learning_rate: float, momentum: float

@@ -14,11 +14,20 @@ import tqdm
 class MetricWriter:
     """Writes one JSON object a line, each at once, so that whatever stops the run loses none."""
 
-    def __init__(self, path: pathlib.Path):
-        self._file = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (closed by close)
+    def __init__(self, path: pathlib.Path, size: int = 0):
+        """Opens a file and cuts it to `size` bytes: what a checkpoint knows of it."""
+        self._file = open(path, "r+" if size else "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (see close)
+        self._file.truncate(size)
+        self._file.seek(size)
 
     def write(self, **values: Any) -> None:
         self._file.write(json.dumps({name: _rounded(value) for name, value in values.items()}) + "\n")
+
+    @property
+    def size(self) -> int:
+        """Bytes written, in the file as a whole."""
+        self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()

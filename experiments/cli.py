@@ -9,6 +9,7 @@ from absl import app, flags, logging
 
 from bsjax import InvalidArgument
 from bsjax.loop import DivergedError
+from experiments.runs import StoppedEarly
 
 _CACHE_DIR = flags.DEFINE_string(
     "compilation_cache_dir", "~/.cache/bsjax/compilation", "Folder that keeps compiled programs for the next run."
@@ -31,6 +32,8 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_fail(f"--{error}", 2))
         except DivergedError as error:
             sys.exit(_fail(str(error), 1))
+        except StoppedEarly as stopped:
+            print(stopped)
         except KeyboardInterrupt:
             sys.exit(_fail("interrupted", 130))
 

@@ -32,7 +32,9 @@ def _field(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
 class Config:
     """Everything that a run's numbers depend on. The defaults are the digits preset's first schedule."""
 
-    dataset: str = _field("digits", "Data set.", DATASETS)
+    dataset: str = _field(
+        "digits", f"Data set: {', '.join(DATASETS)}, or one that scripts/prepare_data.py has prepared."
+    )
     augmentation: str = _field("none", "Augmentation of training images: pad by 4 and crop, and flip.", AUGMENTATIONS)
     model: str = _field("cnn", "Model.", MODELS)
     model_depth: int | None = _field(None, "Layers of the model; default, the model's own (16 for wide_resnet).")

@@ -59,6 +59,7 @@ class Study(NamedTuple):
     workdir: pathlib.Path
     seeds: range
     jobs: int | None
+    control: runs.Control
 
 
 class Curve(NamedTuple):
@@ -77,6 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seeds", 5, "Number of seeds of each schedule.")
     flags.DEFINE_integer("jobs", None, "Runs at the same time; default, one per core, or one on an accelerator.")
     config_lib.define_flags(except_for=_VARIED)
+    runs.define_flags()
 
 
 def study_from_flags() -> Study:
@@ -90,13 +92,13 @@ def study_from_flags() -> Study:
     config = config_lib.config_from_flags(preset.config, except_for=_VARIED)
     workdir = pathlib.Path(values.workdir).expanduser()
     runs.make_workdir(workdir)
-    return Study(preset, config, workdir, range(values.seeds), values.jobs)
+    return Study(preset, config, workdir, range(values.seeds), values.jobs, runs.control_from_flags())
 
 
 def train(study: Study, schedules: dict[Any, Config]) -> dict[Any, list[runs.Result]]:
     """Trains each schedule with each seed, one seed of every schedule first."""
     configs = [dataclasses.replace(config, seed=seed) for seed in study.seeds for config in schedules.values()]
-    results = runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs)
+    results = runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs, study.control)
     return {label: results[i :: len(schedules)] for i, label in enumerate(schedules)}
 
 

@@ -5,17 +5,20 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import pathlib
 import platform
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import tqdm
+from absl import flags
 
 from bsjax import InvalidArgument, loop
 from bsjax.data import load_dataset
@@ -31,12 +34,45 @@ class Result(NamedTuple):
     metrics: list[dict[str, Any]]  # the lines of its metrics.jsonl
 
 
-def train(run: Config, workdir: pathlib.Path, show: str = "auto") -> dict[str, Any]:
-    """Trains a run, unless it is complete already.
+class StoppedEarly(Exception):  # noqa: N818  (all is well)
+    """Time is up: the same call goes on."""
+
+
+class Control(NamedTuple):
+    """What does not change a run's numbers: where its data is, and when it writes or stops."""
+
+    data_dir: str | None = None
+    checkpoint_every_epochs: float = 10.0
+    stop_at: float = math.inf  # by the clock of time.time()
+
+
+_DEFAULT = Control()
+
+
+def define_flags() -> None:
+    """Defines a flag for each field of Control."""
+    flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; default $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
+    flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, "Checkpoint this often, in epochs.")
+    flags.DEFINE_float("stop_after_s", None, "Stop cleanly after this many seconds; the same command goes on.")
+
+
+def control_from_flags() -> Control:
+    """The Control that the command line gives."""
+    values = flags.FLAGS
+    for name in ("checkpoint_every_epochs", "stop_after_s"):
+        if (value := getattr(values, name)) is not None and not value > 0:
+            raise InvalidArgument(name, value, "positive")
+    stop_at = math.inf if values.stop_after_s is None else time.time() + values.stop_after_s
+    return Control(values.data_dir, values.checkpoint_every_epochs, stop_at)
+
+
+def train(run: Config, workdir: pathlib.Path, control: Control = _DEFAULT, show: str = "auto") -> dict[str, Any]:
+    """Trains a run from its last checkpoint, unless it is complete already.
 
     Args:
       run: what to train.
       workdir: a folder of this run, an empty one, or one to be made.
+      control: see there.
       show: "auto" or "none".
 
     Returns:
@@ -45,19 +81,32 @@ def train(run: Config, workdir: pathlib.Path, show: str = "auto") -> dict[str, A
     Raises:
       InvalidArgument: a flag is wrong, or the folder is another run's. Nothing is written then.
       DivergedError: the loss is not finite.
+      StoppedEarly: `control.stop_at` has come.
     """
     _check_same_run(run, workdir)
     if has_ended(workdir):
-        summary = read_summary(workdir)
-        if not summary["completed"]:
-            raise loop.DivergedError(summary["error"])
-        return summary
-    dataset = load_dataset(run.dataset)
+        ended = read_summary(workdir)
+        if not ended["completed"]:
+            raise loop.DivergedError(ended["error"])
+        return ended
+    dataset = load_dataset(run.dataset, control.data_dir)
     plan = run.recipe(len(dataset.train.labels)).plan()
     engine = run.create_engine(dataset, plan)
     make_workdir(workdir)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(run), **surroundings()})
-    return loop.train(engine, plan, workdir, run.eval_every_epochs, run.log_every_epochs, show)
+    summary = loop.train(
+        engine,
+        plan,
+        workdir,
+        run.eval_every_epochs,
+        run.log_every_epochs,
+        control.checkpoint_every_epochs,
+        control.stop_at - time.time(),
+        show,
+    )
+    if summary is None:
+        raise StoppedEarly(f"{workdir} stopped; the same command goes on.")
+    return summary
 
 
 def has_ended(workdir: pathlib.Path) -> bool:
@@ -118,7 +167,11 @@ def make_workdir(workdir: pathlib.Path) -> None:
 
 
 def train_all(
-    configs: Sequence[Config], reference: Config, workdir: pathlib.Path, jobs: int | None = None
+    configs: Sequence[Config],
+    reference: Config,
+    workdir: pathlib.Path,
+    jobs: int | None = None,
+    control: Control = _DEFAULT,
 ) -> list[Result]:
     """Trains runs side by side, each in a folder named after what differs from the reference.
 
@@ -129,9 +182,13 @@ def train_all(
       reference: see above.
       workdir: where their folders are made.
       jobs: processes; None takes one per core, or one process where there is an accelerator.
+      control: of all of them together.
 
     Returns:
       Their results, in order.
+
+    Raises:
+      StoppedEarly: `control.stop_at` has come, and not all are complete.
     """
     folders = [workdir / run_name(config, reference) for config in configs]
     for config, folder in zip(configs, folders, strict=True):
@@ -143,6 +200,8 @@ def train_all(
     bar = tqdm.tqdm(total=len(todo), unit="run", disable=not todo or None)
 
     def finished(folder: pathlib.Path) -> None:
+        if not has_ended(folder):
+            return
         summary = read_summary(folder)
         outcome = f"{100 * summary['final_test_accuracy']:.2f} %" if summary["completed"] else summary["error"]
         bar.write(f"{folder.name}: {outcome} after {summary['num_updates']:,} updates, {summary['wall_time_s']:.1f} s")
@@ -151,10 +210,13 @@ def train_all(
     with bar:
         if jobs <= 1:
             for folder, config in todo.items():
-                _train_one(config, folder)
+                _train_one(config, folder, control)
                 finished(folder)
         else:
-            _train_in_processes(todo, jobs, finished)
+            _train_in_processes(todo, jobs, control, finished)
+    num_complete = sum(map(has_ended, folders))
+    if num_complete < len(folders):
+        raise StoppedEarly(f"{num_complete} of {len(folders)} runs are complete; the same command goes on.")
     return [
         Result(config, read_summary(folder), read_metrics(folder / "metrics.jsonl"))
         for config, folder in zip(configs, folders, strict=True)
@@ -171,19 +233,22 @@ def run_name(config: Config, reference: Config) -> str:
     return ",".join(f"{name}={value}" for name, value in ours.items() if value != theirs[name] or name == "seed")
 
 
-def _train_one(config: Config, folder: pathlib.Path) -> None:
-    with contextlib.suppress(loop.DivergedError):  # its summary says so
-        train(config, folder, show="none")
+def _train_one(config: Config, folder: pathlib.Path, control: Control) -> None:
+    if time.time() < control.stop_at:
+        with contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
+            train(config, folder, control, show="none")
 
 
-def _train_in_processes(todo: dict[pathlib.Path, Config], jobs: int, finished: Callable[[pathlib.Path], None]) -> None:
+def _train_in_processes(
+    todo: dict[pathlib.Path, Config], jobs: int, control: Control, finished: Callable[[pathlib.Path], None]
+) -> None:
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     available = _available_cores()
     for job in range(jobs):
         cores.put(available[job::jobs] or available)
     with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin_worker, (cores,)) as pool:
-        futures = {pool.submit(_train_one, config, folder): folder for folder, config in todo.items()}
+        futures = {pool.submit(_train_one, config, folder, control): folder for folder, config in todo.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()

@@ -14,6 +14,7 @@ from experiments import cli, config, presets, runs
 _PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the other flags. One of {', '.join(presets.PRESETS)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the run's files.", required=True)
 config.define_flags()
+runs.define_flags()
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     run = config.config_from_flags(presets.get(_PRESET.value).config)
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     was_complete = runs.has_ended(workdir)
-    summary = runs.train(run, workdir)
+    summary = runs.train(run, workdir, runs.control_from_flags())
     if was_complete:
         print(f"{workdir} is complete.")
     print(

@@ -17,10 +17,10 @@ from bsjax.optimizers import create_optimizer
 from bsjax.parallel import first_replica, replicate
 
 GHOST = 8
-TRAIN_SIZE = 45  # the updates below go through it more than three times
+TRAIN_SIZE = 45  # the updates below go through it almost three times
 SEED = 3
 # Batch size, learning rate and momentum of each.
-UPDATES = [(40, 0.1, 0.9), (16, 0.1, 0.9), (48, 0.05, 0.8), (40, 0.2, 0.9)]
+UPDATES = [(40, 0.1, 0.9), (48, 0.05, 0.8), (40, 0.2, 0.9)]
 WEIGHT_DECAY, MAX_GRAD_NORM, SMOOTHING, DECAY = 0.01, 1.0, 0.1, 0.9
 
 
@@ -28,7 +28,7 @@ WEIGHT_DECAY, MAX_GRAD_NORM, SMOOTHING, DECAY = 0.01, 1.0, 0.1, 0.9
 
 
 def plain_cnn(params, x, running=None):
-    """The logits of CNN, and the means and variances of its ghosts [2, ghosts, channels]."""
+    """The logits of CNN, and the mean and variance of each ghost [ghosts, channels] in every layer."""
     stats = {}
     for layer in range(2):
         norm = f"GhostBatchNorm_{layer}"
@@ -81,7 +81,7 @@ def train_plainly(dataset, random_state):
 
     @functools.cache
     def images_and_labels():
-        order = [np.random.default_rng([SEED, epoch]).permutation(TRAIN_SIZE) for epoch in range(4)]
+        order = [np.random.default_rng([SEED, epoch]).permutation(TRAIN_SIZE) for epoch in range(3)]
         order = np.concatenate(order)[: sum(size for size, _, _ in UPDATES)]
         key, positions = jax.random.split(jax.random.PRNGKey(SEED))[1], np.arange(len(order), dtype=np.uint32)
         keys = position_keys(key, 0 * positions, positions)
@@ -147,14 +147,12 @@ def assert_replicas_equal(stacked, expected, tolerance):
     ("optimizer", "dtype", "num_devices", "microbatch_size"),
     [
         ("momentum", jnp.float64, 1, 48),  # one microbatch
-        ("momentum", jnp.float64, 1, 16),  # several, the last one padded
-        ("momentum", jnp.float64, 2, 16),  # several ghosts on each device
-        ("momentum", jnp.float64, 8, 8),  # one ghost on each device
+        ("momentum", jnp.float64, 1, 16),  # several of two ghosts, the last one padded
+        ("momentum", jnp.float64, 8, 8),  # one ghost on each device, or none
         ("momentum", jnp.float64, 8, 4),  # two devices share a ghost
         ("momentum", jnp.float64, 8, 2),  # four
         ("momentum", jnp.float64, 8, 1),  # all
         ("adam", jnp.float64, 8, 2),
-        ("momentum", jnp.float32, 1, 16),
         ("momentum", jnp.float32, 8, 4),
     ],
 )
@@ -198,9 +196,9 @@ def test_augmentation_of_late_positions(float64, dataset, random_state, num_devi
     _, metrics = engine.update(replicate(state, devices), start, 24, 0.1, 0.0)
 
     positions = np.arange(start, start + 24)
-    examples = [
-        np.random.default_rng([SEED, p // TRAIN_SIZE]).permutation(TRAIN_SIZE)[p % TRAIN_SIZE] for p in positions
-    ]
+    epoch, offset = divmod(start, TRAIN_SIZE)
+    order = np.concatenate([np.random.default_rng([SEED, epoch + i]).permutation(TRAIN_SIZE) for i in range(2)])
+    examples = order[offset : offset + 24]
     upper, lower = ((half % 2**32).astype(np.uint32) for half in (positions >> 32, positions))
     keys = position_keys(jax.random.split(jax.random.PRNGKey(SEED))[1], upper, lower)
     images = augment("crop_flip", jnp.asarray(standardised(dataset.train.images[examples], dataset)), keys)

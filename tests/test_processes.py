@@ -68,6 +68,10 @@ def train(devices, local, ghost_batch_size, num_microbatches):
     ]
 
 
+def sum_over_devices(x):
+    return jax.lax.psum(x, AXIS_NAME)
+
+
 def main(process: int, address: str, folder: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", NUM_LOCAL_DEVICES)
@@ -75,6 +79,8 @@ def main(process: int, address: str, folder: str) -> None:
     jax.config.update("jax_enable_x64", True)
     jax.distributed.initialize(address, NUM_PROCESSES, process, initialization_timeout=TIMEOUT_S)
     assert jax.device_count() == NUM_DEVICES
+    # The processes wait only 30 s for each other when they first connect: do it now, not after compiling.
+    jax.block_until_ready(jax.pmap(sum_over_devices, AXIS_NAME)(np.ones(NUM_LOCAL_DEVICES)))
     local = slice(process * NUM_LOCAL_DEVICES, (process + 1) * NUM_LOCAL_DEVICES)
     assert jax.devices()[local] == jax.local_devices()
     for case, arguments in CASES.items():

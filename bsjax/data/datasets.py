@@ -1,57 +1,43 @@
-"""Image classification data sets as arrays."""
+"""Image classification data sets by name."""
 
-import dataclasses
-import functools
+import difflib
 import pathlib
-from typing import NamedTuple
 
 import numpy as np
 
-from bsjax.errors import check_choice
+from bsjax.data import cache
+from bsjax.data.dataset import Dataset, Split
+from bsjax.errors import InvalidArgument
+
+# Names that somebody may mean. Any other of TensorFlow Datasets can be prepared too.
+WELL_KNOWN = (
+    *("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "emnist", "svhn_cropped", "stl10"),
+    *("imagenet_resized/32x32", "imagenet_resized/64x64"),
+)
 
 
-class Split(NamedTuple):
-    """Examples in a fixed order."""
+def load_dataset(name: str, data_dir: cache.DataDir = None) -> Dataset:
+    """A data set by name: one of `DATASETS`, or one that `scripts/prepare_data.py` has prepared.
 
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    labels: np.ndarray  # int32 [n]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A training and a test split. A source of data is a function that returns one."""
-
-    name: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @functools.cached_property
-    def mean(self) -> np.ndarray:
-        """float32 [channels]: of the training images' pixels."""
-        return self.train.images.mean(axis=(0, 1, 2), dtype=np.float64).astype(np.float32)
-
-    @functools.cached_property
-    def std(self) -> np.ndarray:
-        """float32 [channels]: of the training images' pixels."""
-        return np.maximum(self.train.images.std(axis=(0, 1, 2), dtype=np.float64), 1e-3).astype(np.float32)
-
-
-def load_dataset(name: str) -> Dataset:
-    """A data set by name.
+    Args:
+      name: of the data set.
+      data_dir: the folder of prepared data sets; default, `$BSJAX_DATA_DIR`, else `~/.cache/bsjax`.
 
     Raises:
-      InvalidArgument: no such data set.
+      InvalidArgument: it has not been prepared, with the command that does; or it is damaged, with the file.
 
     >>> digits = load_dataset("digits")
     >>> digits.train.images.shape, len(digits.test.labels), digits.num_classes
     ((1437, 8, 8, 1), 360, 10)
     """
-    return _SOURCES[check_choice("dataset", name, DATASETS)]()
+    if name in _SOURCES:
+        return _SOURCES[name]()
+    if cache.exists(name, data_dir):
+        return cache.read(name, data_dir)
+    here = list(dict.fromkeys([*DATASETS, *cache.prepared_names(data_dir)]))
+    command = cache.prepare_command(name, data_dir)
+    near = [] if name in WELL_KNOWN else difflib.get_close_matches(name.lower(), [*here, *WELL_KNOWN], n=1)
+    raise InvalidArgument("dataset", name, f"one of {', '.join(here)}, or prepared first: {command}", *near)
 
 
 def _digits() -> Dataset:

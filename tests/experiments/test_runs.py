@@ -52,6 +52,17 @@ def test_a_workdir_that_cannot_be_made(tmp_path: pathlib.Path):
         runs.train(_SMALL, tmp_path / "file" / "run", show="none")
 
 
+def test_runs_stop_in_time_and_go_on(tmp_path: pathlib.Path):
+    configs = [_SMALL, dataclasses.replace(_SMALL, seed=1)]
+    with pytest.raises(runs.StoppedEarly, match="0 of 2 runs are complete; the same command goes on"):
+        runs.train_all(configs, Config(), tmp_path, jobs=1, control=runs.Control(stop_at=0.0))
+    with pytest.raises(runs.StoppedEarly, match="stopped; the same command goes on"):
+        runs.train(_SMALL, tmp_path / runs.run_name(_SMALL, Config()), runs.Control(stop_at=0.0), show="none")
+    results = runs.train_all(configs, Config(), tmp_path, jobs=1)
+    expected = runs.train(_SMALL, tmp_path / "whole", show="none")
+    assert results[0].summary["final_test_loss"] == expected["final_test_loss"]
+
+
 def test_a_diverged_run_stays_diverged(tmp_path: pathlib.Path):
     wild = dataclasses.replace(_SMALL, learning_rate=1e8)
     for _ in range(2):

@@ -36,6 +36,8 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
         ("train", ["--bath_size=8", "--workdir={}"], 1, "Unknown command line flag 'bath_size'. Did you mean"),
         ("train", ["--batch_size=x", "--workdir={}"], 1, "flag --batch_size=x: invalid literal"),
         ("train", [], 1, "flag --workdir=None: Flag --workdir must have a value"),
+        ("train", ["--stop_after_s=0", "--workdir={}"], 2, "--stop_after_s is 0.0; it must be positive"),
+        ("train", ["--dataset=fashion", "--workdir={}"], 2, "--dataset is 'fashion'; .*; nearest: fashion_mnist"),
         ("plan", ["--dataset_size=0"], 2, "--dataset_size is 0; it must be a whole number >= 1"),
         ("figure5", ["--seeds=0", "--workdir={}"], 2, "--seeds is 0; it must be a whole number >= 1; nearest: 1"),
     ],
@@ -57,6 +59,9 @@ def test_train_and_train_again(tmp_path):
     assert len(evaluations) == 6
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert f"test accuracy {100 * summary['final_test_accuracy']:.2f} %" in result.stdout
+
+    stopped = call("train", *_SMALL, "--stop_after_s=1e-9", f"--workdir={tmp_path / 'stopped'}")
+    assert (stopped.returncode, stopped.stdout) == (0, f"{tmp_path / 'stopped'} stopped; the same command goes on.\n")
 
     again = call("train", *_SMALL, "--schedule=increase_batch_size", f"--workdir={tmp_path}")
     assert again.stdout == f"{tmp_path} is complete.\n{result.stdout}"
