@@ -12,11 +12,15 @@ from bsjax.loop import DivergedError
 from experiments import runs
 from experiments.config import Config
 
-_SMALL = Config(model_width=2, num_epochs=2, lr_decay_epochs=(1.0,), schedule="increase_batch_size", max_batch_size=40)
-
-
-def _without_times(summary: dict) -> dict:
-    return {name: value for name, value in summary.items() if not name.endswith(("_s", "_per_second"))}
+# An mlp compiles fast.
+_SMALL = Config(
+    model="mlp",
+    model_width=8,
+    num_epochs=0.5,
+    lr_decay_epochs=(0.2,),
+    schedule="increase_batch_size",
+    max_batch_size=40,
+)
 
 
 def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path):
@@ -42,7 +46,7 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: pathlib.
 def test_nothing_is_written_where_a_flag_is_wrong(tmp_path: pathlib.Path):
     for wrong in ({"dataset": "cifar"}, {"microbatch_size": 12}, {"augmentation": "flip"}, {"batch_size": 12}):
         with pytest.raises(InvalidArgument, match=f"^{next(iter(wrong))} is "):
-            runs.train(dataclasses.replace(_SMALL, schedule="decay_learning_rate", **wrong), tmp_path / "run")
+            runs.train(Config(**wrong), tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -76,13 +80,9 @@ def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path: pathlib.Pat
     alone = runs.train_all(configs, Config(), tmp_path / "alone", jobs=1)
     together = runs.train_all(configs, Config(), tmp_path / "together", jobs=2)
     assert os.sched_getaffinity(0) == cores
-    assert alone[0].summary["completed"] and not alone[1].summary["completed"]
-    for one, other in zip(alone, together, strict=True):
-        # Threads may sum in another order: the same numbers to float32's precision.
-        assert _without_times(one.summary).keys() == _without_times(other.summary).keys()
-        assert one.summary["num_updates"] == other.summary["num_updates"]
-    accuracies = [result[0].summary["final_test_accuracy"] for result in (alone, together)]
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=2 / 360)
+    # A worker has one device, this process has eight, so the sums are in another order.
+    assert alone[0].summary["final_test_loss"] == pytest.approx(together[0].summary["final_test_loss"], rel=1e-4)
+    assert [result.summary["completed"] for result in together] == [True, False]
 
     capsys.readouterr()
     assert runs.train_all(configs, Config(), tmp_path / "together", jobs=2) == together  # nothing to do
