@@ -58,6 +58,14 @@ def standardised(images, dataset):
     return (images.astype(np.float64) - pixels.mean(axis=0).astype(np.float32)) / pixels.std(axis=0).astype(np.float32)
 
 
+def augmented(dataset, examples, positions):
+    """These training examples at these stream positions."""
+    key = jax.random.split(jax.random.PRNGKey(SEED))[1]
+    upper, lower = ((half % 2**32).astype(np.uint32) for half in (positions >> 32, positions))
+    images = standardised(dataset.train.images[examples], dataset)
+    return jax.jit(lambda *halves: augment("crop_flip", images, position_keys(key, *halves)))(upper, lower)
+
+
 def step(optimizer, grad, theta, moments, count, momentum):
     """The step of one parameter; `moments` are changed."""
     grad = grad + WEIGHT_DECAY * theta * (theta.ndim > 1)
@@ -83,11 +91,7 @@ def train_plainly(dataset, random_state):
     def images_and_labels():
         order = [np.random.default_rng([SEED, epoch]).permutation(TRAIN_SIZE) for epoch in range(3)]
         order = np.concatenate(order)[: sum(size for size, _, _ in UPDATES)]
-        key, positions = jax.random.split(jax.random.PRNGKey(SEED))[1], np.arange(len(order), dtype=np.uint32)
-        keys = position_keys(key, 0 * positions, positions)
-        images = jax.jit(augment, static_argnums=0)(
-            "crop_flip", standardised(dataset.train.images[order], dataset), keys
-        )
+        images = augmented(dataset, order, np.arange(len(order)))
         return np.asarray(images), dataset.train.labels[order]
 
     @functools.cache
@@ -199,9 +203,7 @@ def test_augmentation_of_late_positions(float64, dataset, random_state, num_devi
     epoch, offset = divmod(start, TRAIN_SIZE)
     order = np.concatenate([np.random.default_rng([SEED, epoch + i]).permutation(TRAIN_SIZE) for i in range(2)])
     examples = order[offset : offset + 24]
-    upper, lower = ((half % 2**32).astype(np.uint32) for half in (positions >> 32, positions))
-    keys = position_keys(jax.random.split(jax.random.PRNGKey(SEED))[1], upper, lower)
-    images = augment("crop_flip", jnp.asarray(standardised(dataset.train.images[examples], dataset)), keys)
+    images = augmented(dataset, examples, positions)
     logits = model.apply({"params": state.params}, images, train=True)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, dataset.train.labels[examples])
     np.testing.assert_allclose(metrics[:, 0], losses.mean(), rtol=1e-12)
