@@ -164,7 +164,13 @@ class Engine:
         """Begins to compile what a batch size needs, in the background."""
         needed = self._microbatches(batch_size)
         if needed not in self._compiling:
-            self._compiling[needed] = self._compiler.submit(self._compile, shapes_of(state), *needed)
+            shapes, x64 = shapes_of(state), jax.config.read("jax_enable_x64")
+
+            def compile_with_our_precision() -> None:  # which is a thread's own
+                with jax.enable_x64(x64):
+                    self._compile(shapes, *needed)
+
+            self._compiling[needed] = self._compiler.submit(compile_with_our_precision)
 
     def microbatch_size(self, batch_size: int) -> int:
         """The microbatch per device that a batch size runs with."""

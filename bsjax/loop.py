@@ -130,6 +130,8 @@ class _Every:
     """Whether an update is the first to end at or past another multiple of so many examples."""
 
     def __init__(self, num_examples: float, examples_seen: int):
+        if not num_examples > 0:
+            raise ValueError(f"an interval of {num_examples} examples; it must be positive")
         self._num_examples = num_examples
         self._count = self._multiples(examples_seen)
 

@@ -37,4 +37,6 @@ class ExampleStream:
         return np.concatenate(parts)
 
     def _compute_permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.dataset_size).astype(np.int32)
+        permutation = np.random.default_rng([self.seed, epoch]).permutation(self.dataset_size).astype(np.int32)
+        permutation.setflags(write=False)  # batches are views of it
+        return permutation
