@@ -37,6 +37,10 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(_fail("interrupted", 130))
 
+    for module, flags_there in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments."):
+            for flag in flags_there:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # for --helpshort
     app.run(guarded)
 
 

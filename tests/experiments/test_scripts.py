@@ -1,6 +1,7 @@
 """The scripts as people call them: what they write and print, and one clear line for a wrong flag."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import re
@@ -9,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+
+from experiments.config import Config
 
 # An mlp compiles fast.
 _SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_width=8", "--eval_every_epochs=0.5")
@@ -50,6 +53,13 @@ def test_a_wrong_flag_gives_a_line_and_no_traceback(tmp_path, script, arguments,
     if code == 2:
         assert len(result.stderr.splitlines()) == 1
         assert not list(tmp_path.iterdir())
+
+
+def test_the_short_help_has_every_knob():
+    printed = call("train", "--helpshort").stdout
+    fields = [field.name for field in dataclasses.fields(Config)]
+    for name in (*fields, "workdir", "preset", "data_dir", "stop_after_s", "compilation_cache"):
+        assert re.search(rf"--(\[no\])?{name}:", printed), name
 
 
 def test_train_and_train_again(tmp_path):
