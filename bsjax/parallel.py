@@ -30,6 +30,7 @@ class Program:
         self._pmapped = jax.pmap(function, axis_name=AXIS_NAME, devices=devices, donate_argnums=donate_argnums)
         self._executables: dict[Any, Callable] = {}
         self._locks: dict[Any, threading.Lock] = {}
+        self._counting = threading.Lock()
         # CPU devices of a process share its threads. Too many collectives in flight starve each other
         # until the runtime aborts, so let the pipeline run dry now and then.
         self._drain_every = 8 if devices[0].platform == "cpu" and len(devices) > 1 else 0
@@ -44,8 +45,9 @@ class Program:
             if shape not in self._executables:
                 start = time.perf_counter()
                 self._executables[shape] = self._pmapped.lower(*args).compile()
-                self.num_compilations += 1
-                self.compile_time_s += time.perf_counter() - start
+                with self._counting:  # two shapes may be compiled at the same time
+                    self.num_compilations += 1
+                    self.compile_time_s += time.perf_counter() - start
 
     def output_shapes(self, *args: Any) -> Any:
         return jax.eval_shape(self._pmapped, *args)
