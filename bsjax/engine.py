@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,15 +16,15 @@ from bsjax import layout
 from bsjax.data import AUGMENTATIONS, Dataset, ExampleStream
 from bsjax.data.augmentation import augment, position_keys
 from bsjax.errors import check_choice
+from bsjax.feed import create_feeds
 from bsjax.models import ghost_batch_size_of
 from bsjax.parallel import Program, first_replica, replicate, shapes_of
 from bsjax.step import Microbatch, TrainState, make_steps
 
 METRICS = ("loss", "accuracy", "grad_norm")
-# Largest microbatch per device unless told otherwise. A CPU is fastest on small ones, and its caches
-# are smaller than an accelerator's memory.
-_MAX_MICROBATCH_SIZE = {"cpu": 64}
-_MAX_MICROBATCH_SIZE_ACCELERATOR = 1024
+# Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for images of more than 16×16
+# pixels, with which larger ones need temporaries that malloc takes from the system anew at each call.
+_MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_IMAGES = 1024, 64, 32
 # Each shape is compiled: with more batch sizes than this, microbatches come in powers of two.
 _FEW_BATCH_SIZES = 8
 
@@ -32,17 +33,18 @@ class Engine:
     """Runs updates of any batch size without recompiling for each.
 
     The batch runs as microbatches of a fixed shape, see `bsjax.layout`; gradients are summed on each
-    device and reduced once per update. The images live on the devices, and an update moves indices.
+    device and reduced once per update. The images live on the devices if they fit, see `bsjax.feed`.
 
     Args:
       model: see `bsjax.models`.
       tx: an optimizer with injected hyperparameters, see `bsjax.optimizers`.
       dataset: what to train and test on.
       batch_sizes: those that are to come, for the choice of microbatches; others run as well.
-      seed: of the initial parameters, the order of the examples and their augmentation.
+      seed: of the initial parameters, the order of the examples, their augmentation, and dropout.
       microbatch_size: per device, for all batch sizes; None chooses one for each.
       augmentation: one of `bsjax.data.AUGMENTATIONS`.
       label_smoothing, batch_norm_decay: see `bsjax.step.make_steps`.
+      images_on: see `bsjax.feed.create_feeds`; the numbers are the same.
       devices: default, all.
 
     Raises:
@@ -60,6 +62,7 @@ class Engine:
         augmentation: str = "none",
         label_smoothing: float = 0.0,
         batch_norm_decay: float = 0.99,
+        images_on: str = "auto",
         devices: Sequence[jax.Device] | None = None,
     ):
         check_choice("augmentation", augmentation, AUGMENTATIONS)
@@ -69,7 +72,7 @@ class Engine:
         batch_sizes = sorted(set(batch_sizes))
         layout.check_batch_sizes(batch_sizes, self.ghost_batch_size)
         if microbatch_size is None:
-            largest = _MAX_MICROBATCH_SIZE.get(self.devices[0].platform, _MAX_MICROBATCH_SIZE_ACCELERATOR)
+            largest = _max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3])
             many = not 0 < len(batch_sizes) <= _FEW_BATCH_SIZES
             candidates = layout.candidate_microbatch_sizes(self.ghost_batch_size, self.num_devices, largest, many)
         else:
@@ -84,10 +87,11 @@ class Engine:
 
         steps = make_steps(model, tx, label_smoothing, self.ghost_batch_size, batch_norm_decay)
         read, read_test = _make_reader(dataset, augmentation), _make_reader(dataset, "none")
-        init_key, augmentation_key = jax.random.split(jax.random.PRNGKey(seed))
-        # Arguments of the programs, not constants in them: runs that differ in the seed share executables.
-        self._train = replicate((*dataset.train, augmentation_key), self.devices)
-        self._test = replicate((*dataset.test, augmentation_key), self.devices)
+        init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
+        # The key is an argument of the programs, not a constant in them, so that other seeds share the executables.
+        self._train, self._test = create_feeds(
+            images_on, dataset.train, dataset.test, self.stream, examples_key, self.devices
+        )
 
         def accumulate(accumulator, state, split, address):
             return steps.accumulate(accumulator, state, read(split, address))
@@ -139,30 +143,29 @@ class Engine:
           Neither has been waited for.
         """
         microbatch_size = self.microbatch_size(batch_size)
-        indices = self.stream.indices(examples_seen, batch_size)
-        addresses = layout.lay_out(indices, examples_seen, microbatch_size, self.num_devices)
+        microbatches = self._train.microbatches(examples_seen, batch_size, microbatch_size)
         hyperparams = np.full((self.num_devices, 2), (learning_rate, momentum), jnp.result_type(float))
-        if len(addresses) == 1:
-            return self._train_step(microbatch_size, state, self._train, addresses[0], hyperparams)
+        if self._is_single(batch_size):
+            [(split, address)] = microbatches
+            return self._train_step(microbatch_size, state, split, address, hyperparams)
         if self._accumulator is None:
             self._accumulator = self._zero_accumulator((), state)
-        for address in addresses:
-            self._accumulator = self._accumulate(microbatch_size, self._accumulator, state, self._train, address)
+        for split, address in microbatches:
+            self._accumulator = self._accumulate(microbatch_size, self._accumulator, state, split, address)
         state, metrics, self._accumulator = self._apply_update((), state, self._accumulator, hyperparams)
         return state, metrics
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Mean cross-entropy and accuracy over the whole test split, each example once."""
         microbatch_size = self._candidates[-1]
-        indices = np.arange(self._test_size, dtype=np.int32)
-        addresses = layout.lay_out(indices, 0, microbatch_size, self.num_devices)
-        sums = [self._eval_step(microbatch_size, state, self._test, address) for address in addresses]
+        microbatches = self._test.microbatches(0, self._test_size, microbatch_size)
+        sums = [self._eval_step(microbatch_size, state, split, address) for split, address in microbatches]
         loss, num_correct, num_examples = sum(first_replica(part).astype(np.float64) for part in sums)
         return {"test_loss": float(loss / num_examples), "test_accuracy": float(num_correct / num_examples)}
 
     def compile_ahead(self, state: TrainState, batch_size: int) -> None:
         """Begins to compile what a batch size needs, in the background."""
-        needed = self._microbatches(batch_size)
+        needed = self.microbatch_size(batch_size), self._is_single(batch_size)
         if needed not in self._compiling:
             shapes, x64 = shapes_of(state), jax.config.read("jax_enable_x64")
 
@@ -199,14 +202,12 @@ class Engine:
     def _programs(self) -> tuple[Program, ...]:
         return (self._zero_accumulator, self._accumulate, self._apply_update, self._train_step, self._eval_step)
 
-    def _microbatches(self, batch_size: int) -> tuple[int, bool]:
-        """Microbatch size, and whether one microbatch makes the update."""
-        size = self.microbatch_size(batch_size)
-        return size, layout.num_microbatches(batch_size, size, self.num_devices) == 1
+    def _is_single(self, batch_size: int) -> bool:
+        """Whether one microbatch makes the update."""
+        return layout.num_microbatches(batch_size, self.microbatch_size(batch_size), self.num_devices) == 1
 
     def _compile(self, state: Any, microbatch_size: int, single: bool) -> None:
-        split = shapes_of(self._train)
-        address = jax.ShapeDtypeStruct((self.num_devices, 3, microbatch_size), np.int32)
+        split, address = self._train.shapes(microbatch_size)
         hyperparams = jax.ShapeDtypeStruct((self.num_devices, 2), jnp.result_type(float))
         if single:
             self._train_step.compile(microbatch_size, state, split, address, hyperparams)
@@ -217,6 +218,12 @@ class Engine:
             self._apply_update.compile((), state, accumulator, hyperparams)
 
 
+def _max_microbatch_size(platform: str, image_size: tuple[int, ...]) -> int:
+    if platform != "cpu":
+        return _MAX_MICROBATCH_SIZE
+    return _MAX_MICROBATCH_SIZE_CPU if math.prod(image_size) <= 16**2 else _MAX_MICROBATCH_SIZE_CPU_LARGE_IMAGES
+
+
 def _make_reader(dataset: Dataset, augmentation: str) -> Callable:
     """Reads a microbatch at an address, inside jit."""
 
@@ -224,10 +231,10 @@ def _make_reader(dataset: Dataset, augmentation: str) -> Callable:
         images, labels, key = split
         index = jnp.maximum(address[0], 0)
         x = (images[index].astype(jnp.result_type(float)) - dataset.mean) / dataset.std
-        if augmentation != "none":
-            position_hi, position_lo = jax.lax.bitcast_convert_type(address[1:], jnp.uint32)
-            x = augment(augmentation, x, position_keys(key, position_hi, position_lo))
-        return Microbatch(x, labels[index], (address[0] >= 0).astype(x.dtype))
+        position_hi, position_lo = jax.lax.bitcast_convert_type(address[1:], jnp.uint32)
+        augmentation_keys, keys = position_keys(key, position_hi, position_lo)
+        x = augment(augmentation, x, augmentation_keys)
+        return Microbatch(x, labels[index], (address[0] >= 0).astype(x.dtype), keys)
 
     return read
 

@@ -66,6 +66,12 @@ class Program:
         return result
 
 
+def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Sends each device its entry of stacked numpy arrays."""
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS_NAME,))
+    return jax.device_put(tree, jax.NamedSharding(mesh, jax.P(AXIS_NAME)))
+
+
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Stacks a copy per device along a new leading axis."""
     return jax_utils.replicate(tree, devices)

@@ -30,6 +30,7 @@ class Microbatch(NamedTuple):
     images: jax.Array  # float [n, height, width, channels]
     labels: jax.Array  # int32 [n]
     weights: jax.Array  # float32 [n]: 1, or 0 for padding
+    keys: jax.Array  # [n]: of the examples' randomness in the model
 
 
 class Accumulator(NamedTuple):
@@ -68,7 +69,7 @@ def make_steps(
     Running averages take up the mean of the update's G ghosts with weight :math:`1 - decay^G`.
 
     Args:
-      model: called as `model(images, train)`, see `bsjax.models`.
+      model: called as `model(images, train, keys)`, see `bsjax.models`.
       tx: made by `optax.inject_hyperparams`, such as `bsjax.optimizers.create_optimizer`; the
         `hyperparams` dict given to the steps sets those of its hyperparameters that have its names.
       label_smoothing: α: targets are (1 - α)·one-hot + α / classes.
@@ -81,7 +82,11 @@ def make_steps(
 
     def summed_loss(params: Any, batch_stats: Any, microbatch: Microbatch) -> tuple[jax.Array, tuple]:
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, microbatch.images, train=True, mutable=["ghost_stats"]
+            {"params": params, "batch_stats": batch_stats},
+            microbatch.images,
+            train=True,
+            keys=microbatch.keys,
+            mutable=["ghost_stats"],
         )
         targets = optax.smooth_labels(jax.nn.one_hot(microbatch.labels, logits.shape[-1]), label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)

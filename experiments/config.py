@@ -41,6 +41,7 @@ class Config:
     model_width: int | None = _field(None, "Width of the model; default, the model's own (4 for wide_resnet).")
     ghost_batch_size: int = _field(8, "Examples that share batch-norm statistics. Batches are multiples of it.")
     batch_norm_decay: float = _field(0.99, "Decay per ghost of batch norm's running averages.")
+    dropout: float = _field(0.0, "Probability that the model's dropout layers zero a unit, in [0, 1).")
     dtype: str = _field("float32", "Precision of the model's computation.", tuple(_DTYPES))
 
     optimizer: str = _field("momentum", "Optimizer.", OPTIMIZERS)
@@ -71,7 +72,7 @@ class Config:
     batch_share: float = _field(1.0, "Share of the decay that becomes batch, in (0, 1]; 0.5 with sqrt is Seesaw.")
 
     microbatch_size: int | None = _field(None, "Examples per device at once; default, chosen for each batch size.")
-    seed: int = _field(0, "Seed of parameters, example order and augmentation.")
+    seed: int = _field(0, "Seed of parameters, example order, augmentation and dropout.")
     eval_every_epochs: float = _field(1.0, "Evaluate this often, in epochs.")
     log_every_epochs: float = _field(1.0, "Log training metrics this often, in epochs.")
 
@@ -137,11 +138,12 @@ class Config:
                 self.model,
                 num_classes,
                 self.ghost_batch_size,
+                self.dropout,
                 _DTYPES[self.dtype],
                 **{name: size for name, size in sizes.items() if size is not None},
             )
 
-    def create_engine(self, dataset: Dataset, plan: Plan) -> Engine:
+    def create_engine(self, dataset: Dataset, plan: Plan, images_on: str = "auto") -> Engine:
         return Engine(
             self.create_model(dataset.num_classes),
             create_optimizer(self.optimizer, self.weight_decay, self.decay_biases_and_norms, self.max_grad_norm),
@@ -152,6 +154,7 @@ class Config:
             augmentation=self.augmentation,
             label_smoothing=self.label_smoothing,
             batch_norm_decay=self.batch_norm_decay,
+            images_on=images_on,
         )
 
     def _learning_rate_schedule(self) -> optax.Schedule | float:

@@ -22,6 +22,8 @@ from absl import flags
 
 from bsjax import InvalidArgument, loop
 from bsjax.data import load_dataset
+from bsjax.errors import check_choice
+from bsjax.feed import IMAGES_ON
 from bsjax.metrics import read_metrics, write_json
 from experiments.config import Config
 
@@ -42,6 +44,7 @@ class Control(NamedTuple):
     """What does not change a run's numbers: where its data is, and when it writes or stops."""
 
     data_dir: str | None = None
+    images_on: str = "auto"
     checkpoint_every_epochs: float = 10.0
     stop_at: float = math.inf  # by the clock of time.time()
 
@@ -52,6 +55,8 @@ _DEFAULT = Control()
 def define_flags() -> None:
     """Defines a flag for each field of Control."""
     flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; default $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
+    where = f"Where images are kept while training. One of {', '.join(IMAGES_ON)} (on the devices if they fit)."
+    flags.DEFINE_string("images_on", _DEFAULT.images_on, where)
     flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, "Checkpoint this often, in epochs.")
     flags.DEFINE_float("stop_after_s", None, "Stop cleanly after this many seconds; the same command goes on.")
 
@@ -62,8 +67,9 @@ def control_from_flags() -> Control:
     for name in ("checkpoint_every_epochs", "stop_after_s"):
         if (value := getattr(values, name)) is not None and not value > 0:
             raise InvalidArgument(name, value, "positive")
+    images_on = check_choice("images_on", values.images_on, IMAGES_ON)
     stop_at = math.inf if values.stop_after_s is None else time.time() + values.stop_after_s
-    return Control(values.data_dir, values.checkpoint_every_epochs, stop_at)
+    return Control(values.data_dir, images_on, values.checkpoint_every_epochs, stop_at)
 
 
 def train(run: Config, workdir: pathlib.Path, control: Control = _DEFAULT, show: str = "auto") -> dict[str, Any]:
@@ -91,7 +97,7 @@ def train(run: Config, workdir: pathlib.Path, control: Control = _DEFAULT, show:
         return ended
     dataset = load_dataset(run.dataset, control.data_dir)
     plan = run.recipe(len(dataset.train.labels)).plan()
-    engine = run.create_engine(dataset, plan)
+    engine = run.create_engine(dataset, plan, control.images_on)
     make_workdir(workdir)
     write_json(workdir / "config.json", {"config": dataclasses.asdict(run), **surroundings()})
     summary = loop.train(

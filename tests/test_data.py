@@ -49,7 +49,7 @@ def augmented(name, positions, key=KEY, image=IMAGE):
     positions = np.asarray(positions, np.uint64)
     halves = [(half & np.uint64(2**32 - 1)).astype(np.uint32) for half in (positions >> np.uint64(32), positions)]
     images = jnp.broadcast_to(image, (len(positions), *image.shape))
-    return np.asarray(jax.jit(augment, static_argnums=0)(name, images, position_keys(key, *halves)))
+    return np.asarray(jax.jit(augment, static_argnums=0)(name, images, position_keys(key, *halves)[0]))
 
 
 def crops_by_numpy():

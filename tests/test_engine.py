@@ -63,7 +63,7 @@ def augmented(dataset, examples, positions):
     key = jax.random.split(jax.random.PRNGKey(SEED))[1]
     upper, lower = ((half % 2**32).astype(np.uint32) for half in (positions >> 32, positions))
     images = standardised(dataset.train.images[examples], dataset)
-    return jax.jit(lambda *halves: augment("crop_flip", images, position_keys(key, *halves)))(upper, lower)
+    return jax.jit(lambda *halves: augment("crop_flip", images, position_keys(key, *halves)[0]))(upper, lower)
 
 
 def step(optimizer, grad, theta, moments, count, momentum):

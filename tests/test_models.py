@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
-from bsjax.models import CNN, MLP, MODELS, WideResNet, create_model, ghost_batch_size_of
+from bsjax.models import CNN, MLP, MODELS, ResNet18, WideResNet, create_model, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
 
 SMALL = {
     "mlp": MLP(10, width=4),
     "cnn": CNN(10, width=4, ghost_batch_size=2),
+    "resnet18": ResNet18(10, width=2, ghost_batch_size=2),
     "wide_resnet": WideResNet(10, depth=16, width=1, ghost_batch_size=2),
 }
 
@@ -45,6 +46,7 @@ def test_wide_resnets_have_the_published_numbers_of_parameters(depth, width, pub
 
 def test_numbers_of_parameters():
     assert num_params(create_model("wide_resnet", 10), (32, 32, 3)) == 2_748_890
+    assert num_params(create_model("resnet18", 10), (32, 32, 3)) == 11_173_962
     layers = [9 * 4, 2 * 4, 9 * 4 * 8, 2 * 8, 9 * 8 * 16, 2 * 16, 4 * 16 * 3 + 3]  # 16×16 pixels become 2×2
     assert num_params(CNN(3, depth=3, width=4), (16, 16, 1)) == sum(layers)
     assert num_params(MLP(3, depth=2, width=5), (4, 4, 2)) == (32 * 5 + 5) + (5 * 5 + 5) + (5 * 3 + 3)
@@ -119,11 +121,48 @@ def test_wide_resnet(float64, variables_of):
     np.testing.assert_allclose(logits, jax.jit(plain)(variables, images), rtol=1e-10, atol=1e-12)
 
 
+def test_resnet18(float64, variables_of):
+    """Post-activation blocks; the first of a stage projects the input, with stride 2 from the second on."""
+    model = SMALL["resnet18"].clone(dtype=jnp.float64)
+    variables = variables_of(model, (16, 16, 3))
+
+    def plain(variables, x):
+        params, stats = variables["params"], variables["batch_stats"]
+        names = iter(range(20))
+
+        def layer(x, stride=1):
+            name = next(names)
+            kernel, norm = params[f"Conv_{name}"]["kernel"], params[f"GhostBatchNorm_{name}"]
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            mean, var = (stats[f"GhostBatchNorm_{name}"][moment] for moment in ("mean", "var"))
+            return norm["scale"] * (x - mean) / jnp.sqrt(var + 1e-5) + norm["bias"]
+
+        def relu(x):
+            return jnp.maximum(x, 0)
+
+        x = relu(layer(x))
+        x = relu(x + layer(relu(layer(x))))
+        x = relu(x + layer(relu(layer(x))))
+        for _ in range(3):
+            y = layer(relu(layer(x, 2)))
+            x = relu(layer(x, 2) + y)
+            x = relu(x + layer(relu(layer(x))))
+        assert next(names, None) is None
+        return x.mean(axis=(1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+    images = np.random.RandomState(0).randn(2, 16, 16, 3)
+    logits = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(variables, images)
+    np.testing.assert_allclose(logits, jax.jit(plain)(variables, images), rtol=1e-10, atol=1e-12)
+
+
 def test_ghost_batch_sizes():
     models = {name: create_model(name, 10, ghost_batch_size=16) for name in MODELS}
     assert {name: ghost_batch_size_of(model) for name, model in models.items()} == {
         "mlp": 1,
         "cnn": 16,
+        "resnet18": 16,
         "wide_resnet": 16,
     }
 
@@ -131,9 +170,13 @@ def test_ghost_batch_sizes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "cn"}, "model is 'cn'; it must be one of mlp, cnn, wide_resnet; nearest: cnn"),
+        ({"name": "cn"}, "model is 'cn'; it must be one of mlp, cnn, resnet18, wide_resnet; nearest: cnn"),
         ({"name": "mlp", "width": 0}, "width is 0; it must be a whole number >= 1; nearest: 1"),
         ({"name": "cnn", "ghost_batch_size": 0}, "ghost_batch_size is 0; it must be a whole number >= 1; nearest: 1"),
+        (
+            {"name": "resnet18", "depth": 34},
+            "depth is 34; it must be left out for resnet18, which has one depth only",
+        ),
         (
             {"name": "wide_resnet", "depth": 18},
             "depth is 18; it must be 10, 16, 22, 28, ... (4 + 6k) for wide_resnet; nearest: 16",

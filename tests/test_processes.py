@@ -52,7 +52,8 @@ def train(devices, local, ghost_batch_size, num_microbatches):
         microbatches = []
         for _ in range(num_microbatches):
             shape = (NUM_DEVICES, MICROBATCH_SIZE)
-            examples = random.standard_normal((*shape, 4, 4, 1)), random.randint(3, size=shape), np.ones(shape)
+            images, labels = random.standard_normal((*shape, 4, 4, 1)), random.randint(3, size=shape)
+            examples = Microbatch(images, labels, np.ones(shape), np.zeros((*shape, 2), np.uint32))
             microbatches.append(Microbatch(*(array[local] for array in examples)))
         if num_microbatches == 1:
             state, metrics = train_step(state, microbatches[0], hyperparams)

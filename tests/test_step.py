@@ -20,7 +20,7 @@ ADAM = optax.inject_hyperparams(optax.adam, static_args=("b2", "eps", "eps_root"
 
 class SoftmaxRegression(nn.Module):
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, keys=None):
         return nn.Dense(3, dtype=images.dtype)(images.reshape(len(images), -1))
 
 
@@ -30,14 +30,15 @@ class Normalised(nn.Module):
     ghost_batch_size: int
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, keys=None):
         x = GhostBatchNorm(self.ghost_batch_size, dtype=images.dtype)(images, train)
         return nn.Dense(3, dtype=images.dtype)(x.reshape(len(images), -1))
 
 
 def microbatches(num_microbatches, weights=None):
     weights = np.ones(12) if weights is None else weights
-    parts = zip(*(np.split(array, num_microbatches) for array in (IMAGES, LABELS, weights)), strict=True)
+    keys = np.zeros((12, 2), np.uint32)
+    parts = zip(*(np.split(array, num_microbatches) for array in (IMAGES, LABELS, weights, keys)), strict=True)
     return [Microbatch(*part) for part in parts]
 
 

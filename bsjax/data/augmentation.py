@@ -1,4 +1,4 @@
-"""Augmentation inside jit, where each example's randomness is keyed by (seed, stream position) alone."""
+"""Randomness of an example inside jit, keyed by (seed, stream position) alone; augmentation."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,23 @@ import jax.numpy as jnp
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 
 
-def position_keys(key: jax.Array, position_hi: jax.Array, position_lo: jax.Array) -> jax.Array:
-    """A key per example.
+def position_keys(key: jax.Array, position_hi: jax.Array, position_lo: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two keys per example: for its augmentation, and for the model's dropout.
 
     Args:
       key: of the run.
       position_hi: uint32 [n], the upper half of the stream positions.
       position_lo: uint32 [n], the lower half.
+
+    Returns:
+      Keys [n] and keys [n].
     """
-    return jax.vmap(lambda hi, lo: jax.random.fold_in(jax.random.fold_in(key, hi), lo))(position_hi, position_lo)
+
+    def keys_of_one(hi: jax.Array, lo: jax.Array) -> jax.Array:
+        return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, hi), lo))
+
+    augmentation_keys, model_keys = jax.vmap(keys_of_one, out_axes=1)(position_hi, position_lo)
+    return augmentation_keys, model_keys
 
 
 def augment(name: str, images: jax.Array, keys: jax.Array, padding: int = 4) -> jax.Array:
@@ -24,7 +32,7 @@ def augment(name: str, images: jax.Array, keys: jax.Array, padding: int = 4) -> 
       name: "none", "crop" (pad with zeros, then crop at random to the old size), or "crop_flip" (and mirror
         half of them left to right).
       images: float [n, height, width, channels], standardised, so that zero is the mean colour.
-      keys: [n], from `position_keys`.
+      keys: [n], the first of `position_keys`.
       padding: pixels on each side.
 
     Returns:

@@ -1,4 +1,7 @@
-"""Models (flax linen): `model(images, train)` maps [n, height, width, channels] to float32 logits [n, classes]."""
+"""Models (flax linen): `model(images, train, keys)` maps [n, height, width, channels] to float32 logits [n, classes].
+
+`keys` [n], one per example, are for dropout in training; models without it take them too.
+"""
 
 from typing import Any
 
@@ -7,15 +10,22 @@ from flax import linen as nn
 
 from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.cnn import CNN
+from bsjax.models.dropout import Dropout
 from bsjax.models.mlp import MLP
+from bsjax.models.resnet import ResNet18
 from bsjax.models.wide_resnet import WideResNet
 
-_MODELS = {"mlp": MLP, "cnn": CNN, "wide_resnet": WideResNet}
+_MODELS = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18, "wide_resnet": WideResNet}
 MODELS = tuple(_MODELS)
 
 
 def create_model(
-    name: str, num_classes: int, ghost_batch_size: int = 32, dtype: Any = jnp.float32, **sizes: int
+    name: str,
+    num_classes: int,
+    ghost_batch_size: int = 32,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    **sizes: int,
 ) -> nn.Module:
     """A model by name.
 
@@ -23,6 +33,7 @@ def create_model(
       name: one of `MODELS`.
       num_classes: the number of logits.
       ghost_batch_size: examples that share batch-norm statistics; models without batch norm ignore it.
+      dropout: probability that a unit is zeroed in training.
       dtype: of the computation; parameters, statistics and logits are float32.
       **sizes: `depth` and `width`; left out, the model's own.
 
@@ -36,9 +47,12 @@ def create_model(
     if hasattr(model, "ghost_batch_size"):
         sizes["ghost_batch_size"] = ghost_batch_size
     for size, value in sizes.items():
+        if not hasattr(model, size):
+            raise InvalidArgument(size, value, f"left out for {name}, which has one {size} only")
         if value < 1:
             raise InvalidArgument(size, value, "a whole number >= 1", 1)
-    return model(num_classes=num_classes, dtype=dtype, **sizes)
+    Dropout(dropout)  # says what is wrong with it before anything runs
+    return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **sizes)
 
 
 def ghost_batch_size_of(model: nn.Module) -> int:
@@ -46,4 +60,4 @@ def ghost_batch_size_of(model: nn.Module) -> int:
     return getattr(model, "ghost_batch_size", 1)
 
 
-__all__ = ["CNN", "MLP", "MODELS", "WideResNet", "create_model", "ghost_batch_size_of"]
+__all__ = ["CNN", "MLP", "MODELS", "ResNet18", "WideResNet", "create_model", "ghost_batch_size_of"]

@@ -1,0 +1,151 @@
+"""How examples get to the devices: they live there, or are gathered on the host ahead of time.
+
+Both hand out the microbatches of a batch as (split, address) pairs, from which the engine's programs read
+the same numbers: `split` is (images, labels, key), `address` int32 [num_devices, 3, M], see `bsjax.layout`.
+"""
+
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bsjax import layout
+from bsjax.data import ExampleStream, Split
+from bsjax.errors import check_choice
+from bsjax.parallel import place, replicate, shapes_of
+
+IMAGES_ON = ("auto", "device", "host")
+_SHARE_OF_MEMORY = 0.25  # that images may take on a device
+_NUM_AHEAD = 4  # microbatches that are gathered before they are needed
+
+
+class DeviceFeed:
+    """All images live on every device, and an update moves indices."""
+
+    def __init__(self, split: Split, stream: ExampleStream | None, key: jax.Array, devices: Sequence[jax.Device]):
+        """Copies a split to the devices; without a stream, its examples come in their own order."""
+        self._split = replicate((*split, key), devices)
+        self._stream = stream
+        self._num_devices = len(devices)
+
+    def microbatches(self, start: int, batch_size: int, microbatch_size: int) -> Iterator[tuple[Any, Any]]:
+        """The microbatches of the batch at stream positions [start, start + batch_size)."""
+        indices = _indices(self._stream, start, batch_size)
+        for address in layout.lay_out(indices, start, microbatch_size, self._num_devices):
+            yield self._split, address
+
+    def shapes(self, microbatch_size: int) -> Any:
+        """Of a microbatch, for compiling ahead of time."""
+        return shapes_of(self._split), _address_shape(self._num_devices, microbatch_size)
+
+
+class _Request(NamedTuple):
+    """A microbatch: the stream positions [start, end), on each device `microbatch_size` of them."""
+
+    start: int
+    end: int
+    microbatch_size: int
+
+
+class HostFeed:
+    """Images stay on the host; a thread gathers and sends a few microbatches before they are needed.
+
+    A microbatch is known by its positions in the stream, so those at the beginning of the next update can be
+    gathered before anyone asks for it: the last one excepted, they are the same whatever its batch size.
+    """
+
+    def __init__(self, split: Split, stream: ExampleStream | None, key: jax.Array, devices: Sequence[jax.Device]):
+        """Takes the same arguments as DeviceFeed."""
+        self._split = split
+        self._stream = stream
+        self._key = replicate(key, devices)
+        self._devices = devices
+        self._gatherer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gather")
+        self._coming: dict[_Request, concurrent.futures.Future] = {}
+
+    def microbatches(self, start: int, batch_size: int, microbatch_size: int) -> Iterator[tuple[Any, Any]]:
+        """The microbatches of the batch at stream positions [start, start + batch_size)."""
+        size = microbatch_size * len(self._devices)
+        # Without end in training: after this batch, one as large.
+        starts = [start] if self._stream is None else itertools.count(start, batch_size)
+        expected = (
+            _Request(first, min(first + size, end), microbatch_size)
+            for end in (first + batch_size for first in starts)
+            for first in range(end - batch_size, end, size)
+        )
+        window = list(itertools.islice(expected, _NUM_AHEAD))
+        for request in self._coming.keys() - set(window):
+            self._coming.pop(request).cancel()
+        for request in window:
+            self._gather(request)
+        for _ in range(layout.num_microbatches(batch_size, microbatch_size, len(self._devices))):
+            (images, labels), address = self._coming.pop(window.pop(0)).result()
+            for request in itertools.islice(expected, 1):
+                self._gather(request)
+                window.append(request)
+            yield (images, labels, self._key), address
+
+    def shapes(self, microbatch_size: int) -> Any:
+        """Of a microbatch, for compiling ahead of time."""
+        arrays = [
+            jax.ShapeDtypeStruct((len(self._devices), microbatch_size, *array.shape[1:]), array.dtype)
+            for array in self._split
+        ]
+        return (*arrays, shapes_of(self._key)), _address_shape(len(self._devices), microbatch_size)
+
+    def _gather(self, request: _Request) -> None:
+        if request not in self._coming:
+            self._coming[request] = self._gatherer.submit(self._gathered, request)
+
+    def _gathered(self, request: _Request) -> Any:
+        indices = _indices(self._stream, request.start, request.end - request.start)
+        [address] = layout.lay_out(indices, request.start, request.microbatch_size, len(self._devices))
+        index = address[:, 0]
+        examples = place(tuple(array[np.maximum(index, 0)] for array in self._split), self._devices)
+        address[:, 0] = np.where(index >= 0, np.arange(request.microbatch_size), -1)  # where they are now
+        return examples, address
+
+
+def create_feeds(
+    images_on: str,
+    train: Split,
+    test: Split,
+    stream: ExampleStream,
+    key: jax.Array,
+    devices: Sequence[jax.Device],
+) -> list[DeviceFeed | HostFeed]:
+    """A feed of the training examples in the order of the stream, and one of the test examples.
+
+    Args:
+      images_on: "device", "host", or "auto": on the devices where they take a quarter of the memory at most.
+      train: the training examples.
+      test: the test examples.
+      stream: the order of the training examples.
+      key: of the randomness of augmentation and dropout.
+      devices: where they go.
+    """
+    check_choice("images_on", images_on, IMAGES_ON)
+    if images_on == "auto":
+        size = sum(array.nbytes for split in (train, test) for array in split)
+        images_on = "device" if size <= _SHARE_OF_MEMORY * _memory(devices) else "host"
+    feed = DeviceFeed if images_on == "device" else HostFeed
+    return [feed(train, stream, key, devices), feed(test, None, key, devices)]
+
+
+def _indices(stream: ExampleStream | None, start: int, count: int) -> np.ndarray:
+    return np.arange(start, start + count, dtype=np.int32) if stream is None else stream.indices(start, count)
+
+
+def _address_shape(num_devices: int, microbatch_size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((num_devices, 3, microbatch_size), np.int32)
+
+
+def _memory(devices: Sequence[jax.Device]) -> float:
+    """Bytes that each device may use; devices of a CPU share the machine's."""
+    if (stats := devices[0].memory_stats()) and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
