@@ -1,5 +1,6 @@
 """What a run leaves behind and what it shows: JSON lines, JSON files, a progress bar or plain lines."""
 
+import datetime
 import json
 import math
 import os
@@ -7,8 +8,6 @@ import pathlib
 import sys
 import time
 from typing import Any, TextIO
-
-import tqdm
 
 
 class MetricWriter:
@@ -65,6 +64,8 @@ class Progress:
         self._show = show
         self._bar = None
         if show == "auto" and self._file.isatty():
+            import tqdm  # here, so that training needs it on terminals alone
+
             layout = "{percentage:3.0f}% |{bar:20}| {desc}"
             self._bar = tqdm.tqdm(total=num_examples, bar_format=layout, file=self._file, dynamic_ncols=True)
 
@@ -90,7 +91,7 @@ class Progress:
         >>> progress.update(update=50, examples_seen=1000, batch_size=20, learning_rate=0.1, train_loss=0.5)
         >>> progress.update(examples_per_second=500.0, test_accuracy=0.75)
         >>> progress.line()
-        'epoch 10.0/20  update 50  B 20  lr 0.1  loss 0.5000  test 75.00 %  500 images/s  0:02 left'
+        'epoch 10.0/20  update 50  B 20  lr 0.1  loss 0.5000  test 75.00 %  500 images/s  0:00:02 left'
         """
         values = self._latest
         parts = [
@@ -106,7 +107,7 @@ class Progress:
         speed = values.get("examples_per_second")
         if speed:
             seconds = max(0, self._num_examples - values["examples_seen"]) / speed
-            parts += [f"{speed:,.0f} images/s", f"{tqdm.tqdm.format_interval(seconds).lstrip('0').rjust(4, '0')} left"]
+            parts += [f"{speed:,.0f} images/s", f"{datetime.timedelta(seconds=round(seconds))} left"]
         return "  ".join(parts)
 
     def close(self) -> None:

@@ -6,12 +6,12 @@ python -m experiments.figure1 --preset=cifar10 --workdir=runs/cifar10
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, figures, presets
+from experiments import cli, figures, presets, studies
 
 
 def main() -> None:
     """Plans the schedules and draws them."""
-    study = figures.study_from_flags()
+    study = studies.study_from_flags()
     schedules = presets.section_5_1(study.preset, study.config)
     plans = {label: config.recipe(study.preset.dataset_size).plan() for label, config in schedules.items()}
 
@@ -44,5 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    studies.define_flags()
     cli.run(main)

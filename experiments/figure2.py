@@ -8,13 +8,13 @@ Against epochs the curves coincide; against updates the growing batch needs far 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, figures, presets
+from experiments import cli, figures, presets, studies
 
 
 def main() -> None:
     """Trains what is missing, then draws the figure and prints the table."""
-    study = figures.study_from_flags()
-    results = figures.train(study, presets.section_5_1(study.preset, study.config))
+    study = studies.study_from_flags()
+    results = studies.train(study, presets.section_5_1(study.preset, study.config))
     curves = {label: figures.curve(group, "train_loss") for label, group in results.items()}
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
@@ -28,5 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    studies.define_flags()
     cli.run(main)

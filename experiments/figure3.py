@@ -3,21 +3,14 @@
 python -m experiments.figure3 --preset=digits --seeds=5 --workdir=runs/digits
 """
 
-import dataclasses
-
-from experiments import cli, figures, presets
+from experiments import cli, figures, presets, studies
 
 
 def main() -> None:
     """Trains what is missing, then draws the figure and prints the tables."""
-    study = figures.study_from_flags()
-    optimizers = {
-        "SGD with momentum": study.config,
-        "Nesterov momentum": dataclasses.replace(study.config, optimizer="nesterov"),
-    }
-    figures.compare_optimizers(study, "figure3", optimizers, presets.section_5_1)
+    figures.compare_optimizers(studies.study_from_flags(), "figure3", presets.figure3_optimizers)
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    studies.define_flags()
     cli.run(main)

@@ -3,22 +3,14 @@
 python -m experiments.figure4 --preset=digits --seeds=5 --workdir=runs/digits
 """
 
-import dataclasses
-
-from experiments import cli, figures, presets
+from experiments import cli, figures, presets, studies
 
 
 def main() -> None:
     """Trains what is missing, then draws the figure and prints the tables."""
-    study = figures.study_from_flags()
-    preset = study.preset
-    optimizers = {
-        "SGD": dataclasses.replace(study.config, optimizer="sgd", learning_rate=preset.sgd_learning_rate),
-        "Adam": dataclasses.replace(study.config, optimizer="adam", learning_rate=preset.adam_learning_rate),
-    }
-    figures.compare_optimizers(study, "figure4", optimizers, presets.section_5_1)
+    figures.compare_optimizers(studies.study_from_flags(), "figure4", presets.figure4_optimizers)
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    studies.define_flags()
     cli.run(main)

@@ -6,29 +6,18 @@ Each run scales learning rate and batch from the start and then grows the batch 
 Accuracy holds up to some learning rate, above which the linear scaling of the two breaks down.
 """
 
-import dataclasses
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
-from experiments import cli, figures
+from experiments import cli, figures, presets, studies
 
 
 def main() -> None:
     """Trains what is missing, then draws the figure and prints the table."""
-    study = figures.study_from_flags()
-    growing = dataclasses.replace(
-        study.config, schedule="increase_batch_size", max_batch_size=study.preset.max_batch_size
-    )
-    rates = [factor * study.config.learning_rate for factor in study.preset.learning_rate_factors]
-    results = figures.train(
-        study,
-        {
-            f"learning rate {rate:g}": dataclasses.replace(growing, scale_learning_rate=factor)
-            for rate, factor in zip(rates, study.preset.learning_rate_factors, strict=True)
-        },
-    )
+    study = studies.study_from_flags()
+    results = studies.train(study, presets.appendix_b(study.preset, study.config))
+    rates = list(results)
     updates = [group[0].summary["num_updates"] for group in results.values()]
     mean, std = np.array([figures.final(group, "final_test_accuracy") for group in results.values()]).T
 
@@ -40,11 +29,11 @@ def main() -> None:
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
     left.set_ylabel("Final test accuracy (%)")
-    table = figures.print_results(results)
+    table = figures.print_results({f"learning rate {rate:g}": group for rate, group in results.items()})
     points = [{"learning_rate": f"{rate:g}", **row} for rate, row in zip(rates, table, strict=True)]
     figures.save(figure, study.workdir, "figure8", points, table)
 
 
 if __name__ == "__main__":
-    figures.define_flags()
+    studies.define_flags()
     cli.run(main)

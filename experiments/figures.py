@@ -1,7 +1,5 @@
-"""What the figures share: their flags, means over seeds, the table, and the way a picture looks."""
+"""What the figures share: means over seeds, the table, and the way a picture looks."""
 
-import csv
-import dataclasses
 import datetime
 import math
 import pathlib
@@ -10,24 +8,11 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from absl import flags
 
-from bsjax import InvalidArgument
 from bsjax.metrics import write_json
-from experiments import config as config_lib
-from experiments import presets, runs
+from experiments import presets, runs, studies
 from experiments.config import Config
-
-# What the figures vary themselves.
-_VARIED = (
-    "optimizer",
-    "momentum",
-    "schedule",
-    "scale_learning_rate",
-    "scale_momentum",
-    "max_batch_size",
-    "seed",
-)
+from experiments.studies import Study, write_csv
 
 # Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -51,17 +36,6 @@ plt.rcParams.update(
 )
 
 
-class Study(NamedTuple):
-    """What a figure is made from."""
-
-    preset: presets.Preset
-    config: Config  # the preset's, with the flags that were set
-    workdir: pathlib.Path
-    seeds: range
-    jobs: int | None
-    control: runs.Control
-
-
 class Curve(NamedTuple):
     """A metric along training, over seeds."""
 
@@ -69,37 +43,6 @@ class Curve(NamedTuple):
     update: np.ndarray
     mean: np.ndarray
     std: np.ndarray  # over seeds; of one seed, 0
-
-
-def define_flags() -> None:
-    """Defines --preset, --workdir, --seeds, --jobs, and the run's flags that figures do not vary."""
-    flags.DEFINE_string("preset", "digits", f"Data set and recipe. One of {', '.join(presets.PRESETS)}.")
-    flags.DEFINE_string("workdir", None, "Folder for the figure and its runs, which figures can share.", required=True)
-    flags.DEFINE_integer("seeds", 5, "Number of seeds of each schedule.")
-    flags.DEFINE_integer("jobs", None, "Runs at the same time; default, one per core, or one on an accelerator.")
-    config_lib.define_flags(except_for=_VARIED)
-    runs.define_flags()
-
-
-def study_from_flags() -> Study:
-    """What the command line asks for."""
-    values = flags.FLAGS
-    for name in ("seeds", "jobs"):
-        value = getattr(values, name)
-        if value is not None and value < 1:
-            raise InvalidArgument(name, value, "a whole number >= 1", 1)
-    preset = presets.get(values.preset)
-    config = config_lib.config_from_flags(preset.config, except_for=_VARIED)
-    workdir = pathlib.Path(values.workdir).expanduser()
-    runs.make_workdir(workdir)
-    return Study(preset, config, workdir, range(values.seeds), values.jobs, runs.control_from_flags())
-
-
-def train(study: Study, schedules: dict[Any, Config]) -> dict[Any, list[runs.Result]]:
-    """Trains each schedule with each seed, one seed of every schedule first."""
-    configs = [dataclasses.replace(config, seed=seed) for seed in study.seeds for config in schedules.values()]
-    results = runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs, study.control)
-    return {label: results[i :: len(schedules)] for i, label in enumerate(schedules)}
 
 
 def curve(results: Sequence[runs.Result], metric: str) -> Curve:
@@ -140,21 +83,19 @@ def plot_curves(
 
 
 def compare_optimizers(
-    study: Study,
-    name: str,
-    optimizers: dict[str, Config],
-    schedules: Callable[[presets.Preset, Config], dict[str, Config]],
+    study: Study, name: str, optimizers: Callable[[presets.Preset, Config], dict[str, Config]]
 ) -> None:
     """A figure with a column per optimizer: test accuracy against epochs above, against updates below."""
+    bases = optimizers(study.preset, study.config)
     grid = {
         (optimizer, label): config
-        for optimizer, base in optimizers.items()
-        for label, config in schedules(study.preset, base).items()
+        for optimizer, base in bases.items()
+        for label, config in presets.section_5_1(study.preset, base).items()
     }
-    results = train(study, grid)
+    results = studies.train(study, grid)
     figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained", sharey="col")
     rows, table = [], []
-    for column, optimizer in zip(panels.T, optimizers, strict=True):
+    for column, optimizer in zip(panels.T, bases, strict=True):
         group = {label: runs for (its_optimizer, label), runs in results.items() if its_optimizer == optimizer}
         curves = {label: curve(runs, "test_accuracy") for label, runs in group.items()}
         column[0].set_title(optimizer)
@@ -194,18 +135,10 @@ def save(
     figure.savefig(workdir / f"{name}.png")
     figure.savefig(workdir / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
-    _write_csv(workdir / f"{name}.csv", list(points))
-    _write_csv(workdir / f"{name}_table.csv", list(table))
+    write_csv(workdir / f"{name}.csv", list(points))
+    write_csv(workdir / f"{name}_table.csv", list(table))
     write_json(workdir / f"{name}.json", {**runs.surroundings(), "date": datetime.date.today().isoformat()})
     print(f"\nPicture: {workdir / name}.png (and .svg); numbers: {workdir / name}.csv")
-
-
-def _write_csv(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict[str, Any]]:
@@ -224,40 +157,54 @@ def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict
     ]
 
 
-def print_results(results: dict[str, list[runs.Result]], **extra: Any) -> list[dict[str, Any]]:
-    """Prints a table of what came out, and returns it with full precision for a CSV file."""
-    rows, printed = [], [("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run")]
+def print_results(
+    results: dict[str, list[runs.Result]], published: dict[str, tuple[str, float]] | None = None, **extra: Any
+) -> list[dict[str, Any]]:
+    """Prints a table of what came out, and returns it with full precision for a CSV file.
+
+    Args:
+      results: of each schedule.
+      published: updates and test accuracy in the paper, if they are to be told.
+      **extra: further columns of the CSV file.
+    """
+    head = ("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run", "images/s")
+    rows, printed = [], [head + ("paper: updates, test %",) * bool(published)]
     for label, group in results.items():
         completed = [result for result in group if result.summary["completed"]]
         accuracy, accuracy_std = final(group, "final_test_accuracy")
         test_loss, train_loss = final(group, "final_test_loss")[0], final(group, "final_train_loss")[0]
         updates = (completed or group)[0].summary["num_updates"]
-        seconds = np.mean([result.summary["wall_time_s"] for result in group])
-        rows.append(
-            {
-                **extra,
-                "schedule": label,
-                "updates": updates,
-                "test_accuracy_mean": f"{accuracy:.6g}",
-                "test_accuracy_std": f"{accuracy_std:.3g}",
-                "test_loss": f"{test_loss:.6g}",
-                "train_loss": f"{train_loss:.6g}",
-                "seeds": len(completed),
-                "diverged": len(group) - len(completed),
-                "wall_time_s": f"{seconds:.1f}",
-            }
+        seconds, speed = (
+            np.mean([result.summary[name] for result in group]) for name in ("wall_time_s", "examples_per_second")
         )
-        printed.append(
-            (
-                label,
-                f"{updates:,}",
-                f"{100 * accuracy:.2f} ± {100 * accuracy_std:.2f}" if completed else "diverged",
-                f"{test_loss:.4f}",
-                f"{train_loss:.4f}",
-                f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
-                f"{seconds:.1f}",
-            )
-        )
+        row = {
+            **extra,
+            "schedule": label,
+            "updates": updates,
+            "test_accuracy_mean": f"{accuracy:.6g}",
+            "test_accuracy_std": f"{accuracy_std:.3g}",
+            "test_loss": f"{test_loss:.6g}",
+            "train_loss": f"{train_loss:.6g}",
+            "seeds": len(completed),
+            "diverged": len(group) - len(completed),
+            "wall_time_s": f"{seconds:.1f}",
+            "examples_per_second": f"{speed:.0f}",
+        }
+        cells = [
+            label,
+            f"{updates:,}",
+            f"{100 * accuracy:.2f} ± {100 * accuracy_std:.2f}" if completed else "diverged",
+            f"{test_loss:.4f}",
+            f"{train_loss:.4f}",
+            f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
+            f"{seconds:.1f}",
+            f"{speed:,.0f}",
+        ]
+        if published:
+            row["paper_updates"], row["paper_test_accuracy"] = published[label]
+            cells.append(f"{published[label][0]}, {100 * published[label][1]:.1f}")
+        rows.append(row)
+        printed.append(tuple(cells))
     widths = [max(map(len, column)) for column in zip(*printed, strict=True)]
     print()
     for first, *others in printed:

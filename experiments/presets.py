@@ -1,6 +1,7 @@
 """What the figures train on each data set: the recipe, and the values of the paper's schedules."""
 
 import dataclasses
+from typing import Any
 
 from bsjax.errors import check_choice
 from experiments.config import Config
@@ -21,6 +22,7 @@ class Preset:
       sgd_learning_rate: Figure 4's, for SGD without momentum.
       adam_learning_rate: Figure 4's, for Adam.
       learning_rate_factors: Figure 8's initial learning rates, over the recipe's.
+      published: Figure 5's updates and final test accuracy in the paper, if the data set is in it.
     """
 
     config: Config
@@ -33,6 +35,7 @@ class Preset:
     scale_momentum: float = 0.98
     adam_learning_rate: float = 1e-3
     learning_rate_factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    published: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
 
 _CIFAR10 = Config(
@@ -50,6 +53,8 @@ _CIFAR10 = Config(
     lr_decay_factor=5.0,
 )
 
+_SMALL: dict[str, Any] = dict(model="cnn", model_width=16, ghost_batch_size=16, batch_size=16, learning_rate=0.0125)
+
 PRESETS = {
     # The whole paper in minutes on a laptop. A batch of N/10 is where the paper stops growing.
     "digits": Preset(
@@ -60,24 +65,31 @@ PRESETS = {
         max_batch_size=144,
         sgd_learning_rate=0.1,
     ),
-    # CIFAR-10's schedule at 3/20 of its length, on a small network.
+    # For a CPU: the paper's schedule at 3/40 and 1/10 of its length, with an eighth of its batch sizes and learning
+    # rates, and so with its noise scale.
     "fashion_mnist": Preset(
         dataclasses.replace(
             _CIFAR10,
+            **_SMALL,
             dataset="fashion_mnist",
             augmentation="none",
-            model="cnn",
-            model_depth=None,
-            model_width=None,
-            ghost_batch_size=32,
-            num_epochs=30,
-            lr_decay_epochs=(9.0, 18.0, 24.0),
+            model_depth=2,
+            num_epochs=15,
+            lr_decay_epochs=(4.5, 9.0, 12.0),
         ),
         dataset_size=60_000,
-        hybrid_max_batch_size=640,
+        hybrid_max_batch_size=80,
         growing_max_batch_size=None,
-        max_batch_size=5120,
-        sgd_learning_rate=0.1,
+        max_batch_size=640,
+        sgd_learning_rate=0.0125,
+    ),
+    "cifar10_small": Preset(
+        dataclasses.replace(_CIFAR10, **_SMALL, model_depth=3, num_epochs=20, lr_decay_epochs=(6.0, 12.0, 16.0)),
+        dataset_size=50_000,
+        hybrid_max_batch_size=80,
+        growing_max_batch_size=None,
+        max_batch_size=640,
+        sgd_learning_rate=0.0125,
     ),
     # The paper's. Its text leaves open: ghost size, weight decay, augmentation and Figure 4's learning rates.
     "cifar10": Preset(
@@ -87,6 +99,12 @@ PRESETS = {
         growing_max_batch_size=None,
         max_batch_size=5120,
         sgd_learning_rate=0.1,
+        published={
+            "Original training schedule": ("~80,000", 0.943),
+            "Increasing batch size": ("~29,000", 0.944),
+            "Increased initial learning rate": ("< 6,500", 0.945),
+            "Increased momentum coefficient": ("< 2,500", 0.933),
+        },
     ),
 }
 
@@ -119,4 +137,40 @@ def section_5_2(preset: Preset, config: Config) -> dict[str, Config]:
         "Increasing batch size": growing,
         "Increased initial learning rate": faster,
         "Increased momentum coefficient": dataclasses.replace(faster, scale_momentum=preset.scale_momentum),
+    }
+
+
+def figure3_optimizers(preset: Preset, config: Config) -> dict[str, Config]:
+    """The two optimizers of Figure 3."""
+    del preset
+    return {"SGD with momentum": config, "Nesterov momentum": dataclasses.replace(config, optimizer="nesterov")}
+
+
+def figure4_optimizers(preset: Preset, config: Config) -> dict[str, Config]:
+    """The two optimizers of Figure 4."""
+    return {
+        "SGD": dataclasses.replace(config, optimizer="sgd", learning_rate=preset.sgd_learning_rate),
+        "Adam": dataclasses.replace(config, optimizer="adam", learning_rate=preset.adam_learning_rate),
+    }
+
+
+def appendix_b(preset: Preset, config: Config) -> dict[float, Config]:
+    """Figure 8: the growing batch of Section 5.2 at each initial learning rate."""
+    growing = section_5_2(preset, config)["Increasing batch size"]
+    return {
+        factor * config.learning_rate: dataclasses.replace(growing, scale_learning_rate=factor)
+        for factor in preset.learning_rate_factors
+    }
+
+
+def figures(preset: Preset, config: Config) -> dict[str, list[Config]]:
+    """What each figure of the paper trains, in order of importance; figures share runs."""
+    return {
+        "figure5": list(section_5_2(preset, config).values()),
+        "figure2": list(section_5_1(preset, config).values()),
+        **{
+            name: [run for base in optimizers(preset, config).values() for run in section_5_1(preset, base).values()]
+            for name, optimizers in (("figure3", figure3_optimizers), ("figure4", figure4_optimizers))
+        },
+        "figure8": list(appendix_b(preset, config).values()),
     }

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import tqdm
 from absl import flags
 
 from bsjax import InvalidArgument, loop
@@ -125,6 +124,11 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 
 
+def read_surroundings(workdir: pathlib.Path) -> dict[str, Any]:
+    """What a run was trained with, see `surroundings`."""
+    return json.loads((workdir / "config.json").read_text())
+
+
 def _check_same_run(run: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
@@ -203,23 +207,28 @@ def train_all(
     if jobs is None:
         jobs = len(_available_cores()) if jax.default_backend() == "cpu" else 1
     jobs = min(jobs, len(todo))
-    bar = tqdm.tqdm(total=len(todo), unit="run", disable=not todo or None)
+    num_ended = len(set(folders)) - len(todo)
 
     def finished(folder: pathlib.Path) -> None:
+        nonlocal num_ended
         if not has_ended(folder):
             return
         summary = read_summary(folder)
+        num_ended += 1
         outcome = f"{100 * summary['final_test_accuracy']:.2f} %" if summary["completed"] else summary["error"]
-        bar.write(f"{folder.name}: {outcome} after {summary['num_updates']:,} updates, {summary['wall_time_s']:.1f} s")
-        bar.update()
+        print(
+            f"[{num_ended}/{len(set(folders))}] {folder.name}: {outcome} "
+            f"after {summary['num_updates']:,} updates, {summary['wall_time_s']:.1f} s",
+            flush=True,
+        )
 
-    with bar:
-        if jobs <= 1:
-            for folder, config in todo.items():
-                _train_one(config, folder, control)
-                finished(folder)
-        else:
-            _train_in_processes(todo, jobs, control, finished)
+    if jobs <= 1:
+        show = "auto" if sys.stderr.isatty() else "none"
+        for folder, config in todo.items():
+            _train_one(config, folder, control, show)
+            finished(folder)
+    else:
+        _train_in_processes(todo, jobs, control, finished)
     num_complete = sum(map(has_ended, folders))
     if num_complete < len(folders):
         raise StoppedEarly(f"{num_complete} of {len(folders)} runs are complete; the same command goes on.")
@@ -239,10 +248,10 @@ def run_name(config: Config, reference: Config) -> str:
     return ",".join(f"{name}={value}" for name, value in ours.items() if value != theirs[name] or name == "seed")
 
 
-def _train_one(config: Config, folder: pathlib.Path, control: Control) -> None:
+def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:
     if time.time() < control.stop_at:
         with contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
-            train(config, folder, control, show="none")
+            train(config, folder, control, show)
 
 
 def _train_in_processes(
