@@ -66,7 +66,8 @@ PRESETS = {
         sgd_learning_rate=0.1,
     ),
     # For a CPU: the paper's schedule at 3/40 and 1/10 of its length, with an eighth of its batch sizes and learning
-    # rates, and so with its noise scale.
+    # rates, and so with its noise scale. So few updates bear a doubled learning rate and momentum 0.95; the paper's
+    # factor 5 and 0.98 cost 5 and 17 points of accuracy on CIFAR-10.
     "fashion_mnist": Preset(
         dataclasses.replace(
             _CIFAR10,
@@ -82,6 +83,8 @@ PRESETS = {
         growing_max_batch_size=None,
         max_batch_size=640,
         sgd_learning_rate=0.0125,
+        scale_learning_rate=2.0,
+        scale_momentum=0.95,
     ),
     "cifar10_small": Preset(
         dataclasses.replace(_CIFAR10, **_SMALL, model_depth=3, num_epochs=20, lr_decay_epochs=(6.0, 12.0, 16.0)),
@@ -90,6 +93,8 @@ PRESETS = {
         growing_max_batch_size=None,
         max_batch_size=640,
         sgd_learning_rate=0.0125,
+        scale_learning_rate=2.0,
+        scale_momentum=0.95,
     ),
     # The paper's. Its text leaves open: ghost size, weight decay, augmentation and Figure 4's learning rates.
     "cifar10": Preset(

@@ -50,9 +50,9 @@ class Study(NamedTuple):
     control: runs.Control
 
 
-def define_flags() -> None:
+def define_flags(preset: str = "digits") -> None:
     """Defines --preset, --workdir, --seeds, --jobs, and the run's flags that figures do not vary."""
-    flags.DEFINE_string("preset", "digits", f"Data set and recipe. One of {', '.join(presets.PRESETS)}.")
+    flags.DEFINE_string("preset", preset, f"Data set and recipe. One of {', '.join(presets.PRESETS)}.")
     flags.DEFINE_string("workdir", None, "Folder for the figure and its runs, which figures can share.", required=True)
     flags.DEFINE_integer("seeds", 5, "Number of seeds of each schedule.")
     flags.DEFINE_integer("jobs", None, "Runs at the same time; default, one per core, or one on an accelerator.")

@@ -29,8 +29,7 @@ def results_table(results: pathlib.Path) -> str:
         device = f"{len(about['devices'])} × {about['devices'][0]}, {about['cores']} cores"
         parts.append(
             f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})\n\n"
-            "| schedule | updates | test accuracy | seeds | time per run |\n|---|---|---|---|---|\n"
-            + "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
+            + "".join(f"| {' | '.join(cells)} |\n" for cells in (*_head(rows[0]), *map(_cells, rows)))
         )
     return "\n".join(parts)
 
@@ -42,11 +41,23 @@ def with_table(readme: str, table: str) -> str:
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
+def _head(row: dict[str, str]) -> list[list[str]]:
+    names = ["schedule", "updates", "test accuracy", "seeds", "time per run", "images/s"]
+    names += ["paper: updates", "paper: test accuracy"] * ("paper_updates" in row)
+    return [names, ["---"] * len(names)]
+
+
 def _cells(row: dict[str, str]) -> list[str]:
     schedule = f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"]
-    accuracy = f"{100 * float(row['test_accuracy_mean']):.2f} ± {100 * float(row['test_accuracy_std']):.2f} %"
+    accuracy = f"{100 * float(row['test_accuracy_mean']):.2f}"
+    if int(row["seeds"]) > 1:
+        accuracy += f" ± {100 * float(row['test_accuracy_std']):.2f}"
     diverged = f", {row['diverged']} diverged" if int(row["diverged"]) else ""
-    return [schedule, f"{int(row['updates']):,}", accuracy, row["seeds"] + diverged, f"{row['wall_time_s']} s"]
+    cells = [schedule, f"{int(row['updates']):,}", f"{accuracy} %", row["seeds"] + diverged, f"{row['wall_time_s']} s"]
+    cells.append(f"{int(row['examples_per_second']):,}")
+    if "paper_updates" in row:
+        cells += [row["paper_updates"], f"{100 * float(row['paper_test_accuracy']):.1f} %"]
+    return cells
 
 
 def main(argv: list[str]) -> None:
