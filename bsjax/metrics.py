@@ -1,6 +1,5 @@
 """What a run leaves behind and what it shows: JSON lines, JSON files, a progress bar or plain lines."""
 
-import datetime
 import json
 import math
 import os
@@ -91,7 +90,7 @@ class Progress:
         >>> progress.update(update=50, examples_seen=1000, batch_size=20, learning_rate=0.1, train_loss=0.5)
         >>> progress.update(examples_per_second=500.0, test_accuracy=0.75)
         >>> progress.line()
-        'epoch 10.0/20  update 50  B 20  lr 0.1  loss 0.5000  test 75.00 %  500 images/s  0:00:02 left'
+        'epoch 10.0/20  update 50  B 20  lr 0.1  loss 0.5000  test 75.00 %  500 images/s  0:02 left'
         """
         values = self._latest
         parts = [
@@ -107,7 +106,7 @@ class Progress:
         speed = values.get("examples_per_second")
         if speed:
             seconds = max(0, self._num_examples - values["examples_seen"]) / speed
-            parts += [f"{speed:,.0f} images/s", f"{datetime.timedelta(seconds=round(seconds))} left"]
+            parts += [f"{speed:,.0f} images/s", f"{_clock(seconds)} left"]
         return "  ".join(parts)
 
     def close(self) -> None:
@@ -115,6 +114,11 @@ class Progress:
             self._bar.n = self._latest.get("examples_seen", 0)
             self._bar.set_description_str(self.line() if self._latest else "")
             self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}" if minutes >= 60 else f"{minutes}:{second:02}"
 
 
 def _rounded(value: Any) -> Any:

@@ -79,7 +79,7 @@ def test_fields_left_out_have_no_flag(parse):
         ({"schedule": "increase_batch_size", "batch_growth": 1.0}, "batch_growth is 1.0"),
         ({"schedule": "increase_batch_size", "batch_share": 2.0}, "batch_share is 2.0"),
         ({"schedule": "increase_batch_size", "batch_scaling": "log"}, "batch_scaling is 'log'"),
-        ({"schedule": "increase_batch_size", "model": "resnet"}, "model is 'resnet'; .* nearest: wide_resnet"),
+        ({"schedule": "increase_batch_size", "model": "resnet"}, "model is 'resnet'; .* nearest: resnet18"),
         ({"schedule": "increase_batch_size", "model": "wide_resnet", "model_depth": 15}, "model_depth is 15; .*: 16"),
     ],
 )
