@@ -193,7 +193,7 @@ def print_results(
         cells = [
             label,
             f"{updates:,}",
-            f"{100 * accuracy:.2f} ± {100 * accuracy_std:.2f}" if completed else "diverged",
+            _percent(accuracy, accuracy_std, len(completed)),
             f"{test_loss:.4f}",
             f"{train_loss:.4f}",
             f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
@@ -210,6 +210,12 @@ def print_results(
     for first, *others in printed:
         print("  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
     return rows
+
+
+def _percent(mean: float, std: float, num_runs: int) -> str:
+    if not num_runs:
+        return "diverged"
+    return f"{100 * mean:.2f}" + f" ± {100 * std:.2f}" * (num_runs > 1)
 
 
 def _std(values: np.ndarray) -> np.ndarray:

@@ -28,21 +28,22 @@ def last_state(workdir: pathlib.Path, engine: Engine):
     return state, progress["log"]["num_updates"]
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+@pytest.mark.parametrize(("optimizer", "images_on"), [("momentum", "device"), ("adam", "host")])
 @pytest.mark.parametrize("num_devices", [1, 2])
-def test_stopped_after_every_update_is_uninterrupted(tmp_path, make_dataset, optimizer, num_devices):
-    """In the middle of epochs and phases, at their ends, with a batch that grows, crops and ghosts."""
+def test_stopped_after_every_update_is_uninterrupted(tmp_path, make_dataset, optimizer, images_on, num_devices):
+    """In the middle of epochs and phases, at their ends, with a batch that grows, crops, dropout and ghosts."""
     dataset = make_dataset(48)
     steps = optax.piecewise_constant_schedule(0.1, {1: 0.5, 2: 0.5})
     plan = Recipe(steps, 8, 48, num_epochs=3).increase_batch_size(max_batch_size=24, multiple_of=4).plan()
     assert len(plan.phases) == 3
     engine = Engine(
-        CNN(10, depth=1, width=2, ghost_batch_size=4),
+        CNN(10, depth=1, width=2, dropout=0.2, ghost_batch_size=4),
         create_optimizer(optimizer, weight_decay=0.01),
         dataset,
         set(plan.batch_sizes.tolist()),
         microbatch_size=8,
         augmentation="crop",
+        images_on=images_on,
         devices=jax.devices()[:num_devices],
     )
 
