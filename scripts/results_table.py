@@ -42,9 +42,7 @@ def with_table(readme: str, table: str) -> str:
 
 
 def _head(row: dict[str, str]) -> list[list[str]]:
-    names = ["schedule", "updates", "test accuracy", "seeds", "time per run"]
-    if "examples_per_second" in row:
-        names.append("images/s")
+    names = ["schedule", "updates", "test accuracy", "seeds", "time per run", "images/s"]
     if "paper_updates" in row:
         names += ["paper: updates", "paper: test accuracy"]
     return [names, ["---"] * len(names)]
@@ -57,8 +55,7 @@ def _cells(row: dict[str, str]) -> list[str]:
         accuracy += f" ± {100 * float(row['test_accuracy_std']):.2f}"
     diverged = f", {row['diverged']} diverged" if int(row["diverged"]) else ""
     cells = [schedule, f"{int(row['updates']):,}", f"{accuracy} %", row["seeds"] + diverged, f"{row['wall_time_s']} s"]
-    if "examples_per_second" in row:
-        cells.append(f"{int(row['examples_per_second']):,}")
+    cells.append(f"{int(row['examples_per_second']):,}")
     if "paper_updates" in row:
         cells += [row["paper_updates"], f"{100 * float(row['paper_test_accuracy']):.1f} %"]
     return cells
