@@ -8,9 +8,9 @@
   of resident memory on a CPU, of the device's own elsewhere.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 
-12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.94-1.00), 0.99
-(0.98-1.02), 1.02 (0.99-1.04) at batch 32, 128, 512; 1.60 (1.46-1.64), 1.80 (1.71-1.93) at 512, 2048 with microbatches
-of 64. Memory at batch 4096 over that at 64: 0.99; the loop's, 13.9. After 4 compilations at the start no more; the loop
+12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.98-1.00), 1.00
+(0.99-1.00), 1.01 (1.00-1.04) at batch 32, 128, 512; 2.22 (2.19-2.25), 2.61 (2.38-2.66) at 512, 2048 with microbatches
+of 32. Memory at batch 4096 over that at 64: 0.99; the loop's, 13.9. After 4 compilations at the start no more; the loop
 7, of 1.4 to 2.8 s. Where an update works mostly on parameters, the engine is slower: --model=mlp, 0.78 at batch 32.
 """
 
