@@ -1,4 +1,4 @@
-"""The one error for bad input: one line, with the name, the value, what is allowed and the nearest choice."""
+"""Errors of one line: bad input, with the value, what is allowed and the nearest choice; and what ends a run."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,6 +29,10 @@ class InvalidArgument(ValueError):  # noqa: N818  (reads as what it says)
     def renamed(self, name: str) -> "InvalidArgument":
         """The same of an argument that its caller knows by another name."""
         return InvalidArgument(name, self.value, self.allowed, self.nearest)
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, though its arguments are right: a file is damaged, a folder in use, the loss not finite."""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:

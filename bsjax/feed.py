@@ -1,7 +1,7 @@
 """How examples get to the devices: they live there, or are gathered on the host ahead of time.
 
 Both hand out the microbatches of a batch as (split, address) pairs, from which the engine's programs read
-the same numbers: `split` is (images, labels, key), `address` int32 [num_devices, 3, M], see `bsjax.layout`.
+the same numbers: `split` is (images, labels, key), `address` int32 [local devices, 3, M], see `bsjax.layout`.
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ import numpy as np
 from bsjax import layout
 from bsjax.data import ExampleStream, Split
 from bsjax.errors import check_choice
-from bsjax.parallel import place, replicate, shapes_of
+from bsjax.parallel import local_part, place, replicate, shapes_of
 
 IMAGES_ON = ("auto", "device", "host")
 _SHARE_OF_MEMORY = 0.25  # that images may take on a device
@@ -31,12 +31,13 @@ class DeviceFeed:
         self._split = replicate((*split, key), devices)
         self._stream = stream
         self._num_devices = len(devices)
+        self._local = local_part(devices)
 
     def microbatches(self, start: int, batch_size: int, microbatch_size: int) -> Iterator[tuple[Any, Any]]:
         """The microbatches of the batch at stream positions [start, start + batch_size)."""
         indices = _indices(self._stream, start, batch_size)
         for address in layout.lay_out(indices, start, microbatch_size, self._num_devices):
-            yield self._split, address
+            yield self._split, address[self._local]
 
     def shapes(self, microbatch_size: int) -> Any:
         """Of a microbatch, for compiling ahead of time."""
@@ -64,6 +65,7 @@ class HostFeed:
         self._stream = stream
         self._key = replicate(key, devices)
         self._devices = devices
+        self._local = local_part(devices)
         self._gatherer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._coming: dict[_Request, concurrent.futures.Future] = {}
 
@@ -104,6 +106,7 @@ class HostFeed:
     def _gathered(self, request: _Request) -> Any:
         indices = _indices(self._stream, request.start, request.end - request.start)
         [address] = layout.lay_out(indices, request.start, request.microbatch_size, len(self._devices))
+        address = address[self._local]
         index = address[:, 0]
         examples = place(tuple(array[np.maximum(index, 0)] for array in self._split), self._devices)
         address[:, 0] = np.where(index >= 0, np.arange(request.microbatch_size), -1)  # where they are now
@@ -121,7 +124,8 @@ def create_feeds(
     """A feed of the training examples in the order of the stream, and one of the test examples.
 
     Args:
-      images_on: "device", "host", or "auto": on the devices where they take a quarter of the memory at most.
+      images_on: "device", "host", or "auto": on the devices where they take a quarter of the memory at most, and
+        there is one process; of many, each reads its own devices' examples on the host.
       train: the training examples.
       test: the test examples.
       stream: the order of the training examples.
@@ -131,7 +135,8 @@ def create_feeds(
     check_choice("images_on", images_on, IMAGES_ON)
     if images_on == "auto":
         size = sum(array.nbytes for split in (train, test) for array in split)
-        images_on = "device" if size <= _SHARE_OF_MEMORY * _memory(devices) else "host"
+        fits = jax.process_count() == 1 and size <= _SHARE_OF_MEMORY * _memory(devices)
+        images_on = "device" if fits else "host"
     feed = DeviceFeed if images_on == "device" else HostFeed
     return [feed(train, stream, key, devices), feed(test, None, key, devices)]
 

@@ -6,7 +6,8 @@ weight 0. So any batch size runs with any microbatch size, and the order of exam
 every ghost, is the same in all layouts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def check_batch_sizes(batch_sizes: Iterable[int], ghost_batch_size: int) -> None
 
 def check_microbatch_size(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> None:
     """Refuses a microbatch that neither holds whole ghosts nor shares them evenly with neighbouring devices."""
-    if microbatch_size < 1 or not _fits(microbatch_size, ghost_batch_size, num_devices):
+    if microbatch_size < 1 or not fits(microbatch_size, ghost_batch_size, num_devices):
         valid = candidate_microbatch_sizes(ghost_batch_size, num_devices, 2 * microbatch_size)
         nearest = min(valid, key=lambda size: abs(size - microbatch_size))
         allowed = f"a multiple of ghost_batch_size {ghost_batch_size}, or a share of it for {num_devices} devices"
@@ -54,26 +55,41 @@ def candidate_microbatch_sizes(
     [4, 8, 16, 32]
     """
     largest = max(max_microbatch_size, ghost_batch_size)
-    sizes = [size for size in range(1, largest + 1) if _fits(size, ghost_batch_size, num_devices)]
+    sizes = [size for size in range(1, largest + 1) if fits(size, ghost_batch_size, num_devices)]
     if powers_of_two:
         sizes = [size for size in sizes if size < ghost_batch_size or (size // ghost_batch_size).bit_count() == 1]
     return sizes
 
 
-def choose_microbatch_size(batch_size: int, candidates: list[int], num_devices: int) -> int:
-    """The cheapest candidate for a batch size; of equal ones the largest.
+class Layout(NamedTuple):
+    """How a batch size runs."""
+
+    num_devices: int
+    microbatch_size: int  # per device
+
+
+def choose(batch_size: int, candidates: Mapping[int, Sequence[int]]) -> Layout:
+    """The fastest layout for a batch size; of equal ones that with the largest microbatch, on the fewest devices.
 
     A microbatch costs its examples, padding included, plus a fixed cost as of 1/16 of the largest candidate.
 
-    >>> candidates = candidate_microbatch_sizes(128, num_devices=1, max_microbatch_size=1024)
-    >>> [choose_microbatch_size(size, candidates, num_devices=1) for size in (128, 640, 3200, 5120)]
+    Args:
+      batch_size: in examples.
+      candidates: for each possible number of devices, the possible microbatch sizes in increasing order.
+
+    >>> sizes = candidate_microbatch_sizes(128, num_devices=1, max_microbatch_size=1024)
+    >>> [choose(size, {1: sizes}).microbatch_size for size in (128, 640, 3200, 5120)]
     [128, 640, 640, 1024]
+    >>> choose(40, {n: candidate_microbatch_sizes(8, n, max_microbatch_size=64) for n in range(1, 9)})
+    Layout(num_devices=5, microbatch_size=8)
     """
 
-    def cost(size: int) -> tuple[float, int]:
-        return num_microbatches(batch_size, size, num_devices) * (size + candidates[-1] / 16), -size
+    def cost(layout: Layout) -> tuple[float, int, int]:
+        num_devices, size = layout
+        fixed = candidates[num_devices][-1] / 16
+        return num_microbatches(batch_size, size, num_devices) * (size + fixed), -size, num_devices
 
-    return min(candidates, key=cost)
+    return min((Layout(n, size) for n, sizes in candidates.items() for size in sizes), key=cost)
 
 
 def num_microbatches(batch_size: int, microbatch_size: int, num_devices: int) -> int:
@@ -107,7 +123,8 @@ def lay_out(indices: np.ndarray, start: int, microbatch_size: int, num_devices: 
     return np.moveaxis(addresses.reshape(3, count, num_devices, microbatch_size), 0, 2)
 
 
-def _fits(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> bool:
+def fits(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> bool:
+    """Whether a microbatch holds whole ghosts, or shares them evenly with neighbouring devices."""
     if microbatch_size % ghost_batch_size == 0:
         return True
     return ghost_batch_size % microbatch_size == 0 and num_devices % (ghost_batch_size // microbatch_size) == 0

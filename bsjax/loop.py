@@ -3,26 +3,35 @@
 import collections
 import contextlib
 import itertools
+import json
 import math
+import os
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from bsjax.checkpoint import Checkpoints
+from bsjax.checkpoint import Checkpoint, Checkpoints, Unusable
 from bsjax.engine import METRICS, Engine
-from bsjax.metrics import MetricWriter, Progress, write_json
-from bsjax.parallel import first_replica
+from bsjax.errors import InvalidArgument, RunError
+from bsjax.metrics import MetricWriter, Position, Progress, holds, write_json
+from bsjax.parallel import barrier, check_same_everywhere, first_replica, is_first_process
 from bsjax.plan import Plan, Update
+from bsjax.workdir import lock
 
 # The metrics of an update are read when this many later ones are dispatched: the device never waits.
 _READ_BEHIND = 2
 
 
-class DivergedError(RuntimeError):
-    """The loss is not finite any more."""
+# Before a phase with at least this share of the examples, a checkpoint is written.
+_LONG_PHASE = 0.01
+
+
+class DivergedError(RunError):
+    """The loss, or its gradient, is not finite any more."""
 
 
 def train(
@@ -32,22 +41,32 @@ def train(
     eval_every_epochs: float = 1.0,
     log_every_epochs: float = 1.0,
     checkpoint_every_epochs: float = math.inf,
-    stop_after_s: float = math.inf,
+    keep_checkpoints: int = 2,
+    should_stop: Callable[[], bool] = lambda: False,
+    about: Mapping[str, Any] | None = None,
+    fork: Checkpoint | None = None,
     show: str = "auto",
 ) -> dict[str, Any] | None:
     """Trains along a plan, from the last checkpoint if there is one.
 
     Writes `metrics.jsonl` (a line per `log_every_epochs` with the means over the updates since the last
-    one, and a line per evaluation) and, at the end, `summary.json`.
+    one, and a line per evaluation) and, at the end, `summary.json`. Checkpoints are written where the batch size
+    changes (for a hundredth of the run or longer), when it stops, and at its end. Holds the folder meanwhile.
+    With many processes, each calls this with the same arguments; the first one writes.
 
     Args:
       engine: runs the updates.
       plan: what they are.
-      workdir: an existing folder.
+      workdir: an existing folder, which all processes see.
       eval_every_epochs: evaluate after the first update that ends at or past each multiple of this, and at the end.
       log_every_epochs: likewise.
-      checkpoint_every_epochs: likewise; infinite: only to stop early.
-      stop_after_s: write a checkpoint and return after the first update that ends this many seconds after the call.
+      checkpoint_every_epochs: likewise; infinite: not for this reason.
+      keep_checkpoints: how many of the newest stay.
+      should_stop: is asked after each update whether to write a checkpoint and return; if any process's says so,
+        all stop after the same update.
+      about: is written to `config.json`; a checkpoint with another entry "config" is refused.
+      fork: where to begin if the folder has no checkpoint: the state of another run, whose
+        `progress["log"]["examples_seen"]` is the plan's start.
       show: see `bsjax.metrics.Progress`.
 
     Returns:
@@ -55,19 +74,41 @@ def train(
 
     Raises:
       DivergedError: the loss is NaN or infinite. What was logged stays, and the summary says where it happened.
+      InvalidArgument: the folder's checkpoint is of another run.
+      RunError: the folder is in use, or no checkpoint in it can be used, or one cannot be written.
     """
     started = time.perf_counter()
+    is_first, is_alone = is_first_process(), jax.process_count() == 1
+    metrics_path = workdir / "metrics.jsonl"
+    config = (about or {}).get("config", {})
+    identity = json.loads(json.dumps({**engine.identity, "plan": _fingerprint(plan), **config}))
+
+    check_same_everywhere(identity)
+
+    def check(progress: dict[str, Any]) -> None:
+        _check_same_run(workdir, progress["identity"], identity)
+        if not holds(metrics_path, Position(*progress["metrics"])):
+            raise Unusable("metrics.jsonl does not reach so far, or differs")
+
     with contextlib.ExitStack() as exits:
-        checkpoints = exits.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints")))
+        if is_first:
+            exits.enter_context(lock(workdir))
+        checkpoints = exits.enter_context(contextlib.closing(Checkpoints(workdir / "checkpoints", keep_checkpoints)))
         state = engine.init()
-        before: dict[str, Any] = {"metrics_size": 0, "log": {}, "times": {}}
-        if checkpoints.latest is not None:
-            replica, before = checkpoints.restore(first_replica(state))
-            state = engine.place(replica)
-        writer = exits.enter_context(
-            contextlib.closing(MetricWriter(workdir / "metrics.jsonl", before["metrics_size"]))
-        )
-        progress = exits.enter_context(contextlib.closing(Progress(plan.num_examples, plan.dataset_size, show)))
+        before: dict[str, Any] = {"metrics": Position(), "log": {"examples_seen": plan.start}, "times": {}}
+        found = checkpoints.restore(first_replica(state), check)
+        if begin := found or fork:
+            state = engine.place(begin.state)
+        if found:
+            before = found.progress
+        barrier("all have read the checkpoint")
+        if is_first and about is not None:
+            write_json(workdir / "config.json", about)
+        position = Position(*before["metrics"])
+        writer = MetricWriter(metrics_path, position) if is_first else MetricWriter(pathlib.Path(os.devnull))
+        exits.enter_context(contextlib.closing(writer))
+        progress = Progress(plan.num_examples, plan.dataset_size, show if is_first else "none", start=plan.start)
+        exits.enter_context(contextlib.closing(progress))
         log = _TrainLog(engine, plan, writer, progress, log_every_epochs, **before["log"])
 
         def times() -> dict[str, float]:
@@ -79,30 +120,40 @@ def train(
             }
             return {name: round(seconds + before["times"].get(name, 0), 3) for name, seconds in these.items()}
 
+        def save() -> None:
+            log.read_all()
+            where = {"identity": identity, "metrics": writer.flush(), "log": log.to_json(), "times": times()}
+            where["evaluation"] = evaluation  # the last one, for a run that ends before its summary is written
+            checkpoints.save(Checkpoint(log.num_updates, first_replica(state), where))
+
         def finish(**outcome: Any) -> dict[str, Any]:
             summary = {
                 **outcome,
                 "num_updates": log.num_updates,
                 "examples_seen": log.examples_seen,
                 "final_train_loss": log.train_loss,
-                "examples_per_second": round(log.examples_seen / log.seconds, 1),
+                "examples_per_second": round((log.examples_seen - plan.start) / log.seconds, 1),
                 **times(),
                 "num_compilations": engine.num_compilations,
                 "num_devices": engine.num_devices,
             }
-            write_json(workdir / "summary.json", summary)
+            if is_first:
+                write_json(workdir / "summary.json", summary)
+            barrier("the summary is written")
             return summary
 
+        evaluation: dict[str, float] = before.get("evaluation", {})
+        if fork and not found:
+            save()  # from now on the other run is not needed
         is_eval_due = _Every(eval_every_epochs * plan.dataset_size, log.examples_seen)
         is_checkpoint_due = _Every(checkpoint_every_epochs * plan.dataset_size, log.examples_seen)
+        phase_starts = _starts_of_long_phases(plan)
         next_batch_sizes = iter([phase.batch_size for phase in plan.phases if phase.start_update > log.num_updates])
-        batch_size = None
+        batch_size, stopping = None, False
         try:
             for update in map(plan.__getitem__, range(log.num_updates, plan.num_updates)):
                 with log.training():
-                    state, metrics = engine.update(
-                        state, update.examples_seen, update.batch_size, update.learning_rate, update.momentum
-                    )
+                    state, metrics = engine.update(state, *update[1:], stopping)
                     log.dispatched(update, metrics)
                 if update.batch_size != batch_size:
                     batch_size = update.batch_size
@@ -113,17 +164,33 @@ def train(
                     log.read_all()
                     evaluation = engine.evaluate(state)
                     log.evaluated(evaluation)
-                is_stop_due = time.perf_counter() - started > stop_after_s and not is_last
-                if is_checkpoint_due(update) or is_stop_due:
-                    log.read_all()
-                    where = {"metrics_size": writer.size, "log": log.to_json(), "times": times()}
-                    checkpoints.save(log.num_updates, first_replica(state), where)
+                stopping = should_stop()
+                is_stop_due = (stopping if is_alone else log.num_stops > 0) and not is_last
+                if is_checkpoint_due(update) or update.update + 1 in phase_starts or is_stop_due or is_last:
+                    save()
                 if is_stop_due:
                     return None
         except DivergedError as error:
             finish(completed=False, error=str(error))
             raise
+        checkpoints.wait()
         return finish(completed=True, **{f"final_{name}": value for name, value in evaluation.items()})
+
+
+def _fingerprint(plan: Plan) -> str:
+    return f"{plan.num_updates:,} updates from example {plan.start:,}, CRC-32 {zlib.crc32(plan.to_json().encode())}"
+
+
+def _check_same_run(workdir: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if differing:
+        fields = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
+        raise InvalidArgument("workdir", str(workdir), f"empty or of this run; its checkpoint has {fields}")
+
+
+def _starts_of_long_phases(plan: Plan) -> set[int]:
+    long = _LONG_PHASE * (plan.num_examples - plan.start)
+    return {phase.start_update for phase in plan.phases[1:] if phase.num_updates * phase.batch_size >= long}
 
 
 class _Every:
@@ -152,6 +219,7 @@ class _TrainLog:
       num_updates, examples_seen: up to the last update that has been read.
       train_loss: the mean over the last stretch that was logged; None before the first.
       seconds: of training, without compilation and evaluation.
+      num_stops: on how many devices their process wanted to stop at the last update that has been read.
     """
 
     def __init__(
@@ -166,14 +234,15 @@ class _TrainLog:
         train_loss: float | None = None,
         seconds: float = 1e-9,
         sums: dict[str, float] | None = None,
-        logged_at: Sequence[float] = (0, 0.0),
+        logged_at: Sequence[float] | None = None,
     ):
         self.num_updates = num_updates
         self.examples_seen = examples_seen
         self.train_loss = train_loss
         self.seconds = seconds
         self._sums = sums or dict.fromkeys(METRICS, 0.0)
-        self._logged_at = logged_at  # examples, seconds
+        self._logged_at = logged_at or (examples_seen, 0.0)  # examples, seconds
+        self.num_stops = 0.0
         self._engine = engine
         self._plan = plan
         self._writer = writer
@@ -209,12 +278,14 @@ class _TrainLog:
         self._progress.evaluated(**evaluation)
 
     def _read(self, update: Update, metrics: jax.Array) -> None:
-        values = dict(zip(METRICS, first_replica(metrics).tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
+        *numbers, self.num_stops = first_replica(metrics).tolist()
+        values = dict(zip(METRICS, numbers, strict=True))
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise DivergedError(
-                f"train_loss is {values['loss']} at update {update.update} "
+                f"train_loss is {values['loss']:.4g} at update {update.update} "
                 f"(epoch {update.examples_seen / self._plan.dataset_size:.4g}) with batch_size {update.batch_size}, "
-                f"learning_rate {update.learning_rate:.4g}, momentum {update.momentum:.4g}; try a smaller learning rate"
+                f"learning_rate {update.learning_rate:.4g}, momentum {update.momentum:.4g}, "
+                f"gradient norm {values['grad_norm']:.4g}; try a smaller learning rate"
             )
         self.num_updates = update.update + 1
         self.examples_seen = update.examples_seen + update.batch_size

@@ -1,39 +1,90 @@
 """What a run leaves behind and what it shows: JSON lines, JSON files, a progress bar or plain lines."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import pathlib
 import sys
 import time
-from typing import Any, TextIO
+import zlib
+from typing import Any, NamedTuple, TextIO
+
+from bsjax.errors import RunError
+
+
+class Position(NamedTuple):
+    """How far a metrics file had been written when a checkpoint was: its size in bytes, and their CRC-32."""
+
+    size: int = 0
+    crc32: int = 0
 
 
 class MetricWriter:
-    """Writes one JSON object a line, each at once, so that whatever stops the run loses none."""
+    """Writes one JSON object a line, each at once, so that whatever stops the run loses none.
 
-    def __init__(self, path: pathlib.Path, size: int = 0):
-        """Opens a file and cuts it to `size` bytes: what a checkpoint knows of it."""
-        self._file = open(path, "r+" if size else "w", encoding="utf-8", buffering=1)  # noqa: SIM115  (see close)
-        self._file.truncate(size)
-        self._file.seek(size)
+    Args:
+      path: of the file.
+      position: where to go on, default at its beginning; what lies behind it is cut off.
+    """
+
+    def __init__(self, path: pathlib.Path, position: Position | None = None):
+        self._position = position = position or Position()
+        self._file = open(path, "r+b" if position.size else "wb", buffering=0)  # noqa: SIM115  (see close)
+        if position.size:
+            self._file.truncate(position.size)
+            self._file.seek(position.size)
 
     def write(self, **values: Any) -> None:
-        self._file.write(json.dumps({name: _rounded(value) for name, value in values.items()}) + "\n")
+        line = (json.dumps({name: _rounded(value) for name, value in values.items()}) + "\n").encode()
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        self._position = Position(self._position.size + len(line), zlib.crc32(line, self._position.crc32))
 
-    @property
-    def size(self) -> int:
-        """Bytes written, in the file as a whole."""
-        self._file.flush()
-        return os.fstat(self._file.fileno()).st_size
+    def flush(self) -> Position:
+        """Sees to it that everything is on the disk, and says how much that is."""
+        with contextlib.suppress(OSError):  # which not every file knows how to do
+            os.fsync(self._file.fileno())
+        return self._position
 
     def close(self) -> None:
         self._file.close()
 
 
+def holds(path: pathlib.Path, position: Position) -> bool:
+    """Whether a metrics file still begins as it did then."""
+    if not position.size:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return zlib.crc32(file.read(position.size)) == position.crc32 and path.stat().st_size >= position.size
+    except OSError:
+        return False
+
+
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a metrics.jsonl.
+
+    Raises:
+      RunError: it is not there, or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+      RunError: it is not there, or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -49,13 +100,18 @@ class Progress:
     Speed and time left are computed from examples, so they stay right while the batch grows.
 
     Args:
-      num_examples: of the whole run.
+      num_examples: position in the example stream where the run ends.
       dataset_size: an epoch.
       show: "auto", or "none" to show nothing.
+      file: where; default, stderr.
+      start: position in the example stream where the run begins.
     """
 
-    def __init__(self, num_examples: int, dataset_size: int, show: str = "auto", file: TextIO | None = None):
+    def __init__(
+        self, num_examples: int, dataset_size: int, show: str = "auto", file: TextIO | None = None, start: int = 0
+    ):
         self._file = file or sys.stderr
+        self._start = start
         self._num_examples = num_examples
         self._dataset_size = dataset_size
         self._latest: dict[str, Any] = {}
@@ -66,7 +122,7 @@ class Progress:
             import tqdm  # here, so that training needs it on terminals alone
 
             layout = "{percentage:3.0f}% |{bar:20}| {desc}"
-            self._bar = tqdm.tqdm(total=num_examples, bar_format=layout, file=self._file, dynamic_ncols=True)
+            self._bar = tqdm.tqdm(total=num_examples - start, bar_format=layout, file=self._file, dynamic_ncols=True)
 
     def update(self, **latest: Any) -> None:
         """Takes in the latest values; redraws a bar a few times a second."""
@@ -74,7 +130,7 @@ class Progress:
         now = time.perf_counter()
         if self._bar is not None and now - self._shown_at > 0.2:
             self._shown_at = now
-            self._bar.n = self._latest["examples_seen"]
+            self._bar.n = self._latest["examples_seen"] - self._start
             self._bar.set_description_str(self.line())
 
     def evaluated(self, **latest: Any) -> None:
@@ -111,7 +167,7 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.n = self._latest.get("examples_seen", 0)
+            self._bar.n = self._latest.get("examples_seen", self._start) - self._start
             self._bar.set_description_str(self.line() if self._latest else "")
             self._bar.close()
 

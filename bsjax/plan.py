@@ -56,6 +56,7 @@ class Plan:
       batch_sizes: int64[num_updates], in examples.
       learning_rates: float64[num_updates].
       momentums: float64[num_updates].
+      start: where in the example stream the first update begins; not 0 where a run goes on from another's.
 
     >>> plan = Plan(10, batch_sizes=[2, 2, 4], learning_rates=[0.1, 0.1, 0.1], momentums=[0, 0, 0])
     >>> plan.num_updates, plan.num_examples
@@ -72,6 +73,7 @@ class Plan:
     batch_sizes: np.ndarray
     learning_rates: np.ndarray
     momentums: np.ndarray
+    start: int = 0
 
     def __post_init__(self):
         for name, dtype in (
@@ -88,7 +90,7 @@ class Plan:
     @functools.cached_property
     def examples_seen(self) -> np.ndarray:
         """int64[num_updates]: examples seen before each update."""
-        return np.concatenate([[0], np.cumsum(self.batch_sizes)[:-1]])
+        return self.start + np.concatenate([[0], np.cumsum(self.batch_sizes)[:-1]])
 
     @property
     def num_updates(self) -> int:
@@ -96,7 +98,7 @@ class Plan:
 
     @property
     def num_examples(self) -> int:
-        """Examples seen after the last update."""
+        """Position in the example stream after the last update."""
         return int(self.examples_seen[-1] + self.batch_sizes[-1])
 
     @functools.cached_property
@@ -156,6 +158,7 @@ class Plan:
             and np.array_equal(self.batch_sizes, other.batch_sizes)
             and np.array_equal(self.learning_rates, other.learning_rates)
             and np.array_equal(self.momentums, other.momentums)
+            and self.start == other.start
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -163,7 +166,7 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON: lists of [number of updates, value], exact to the last bit."""
         columns = {name: _encode_runs(getattr(self, name)) for name in ("batch_sizes", "learning_rates", "momentums")}
-        return json.dumps({"dataset_size": self.dataset_size, **columns})
+        return json.dumps({"dataset_size": self.dataset_size, "start": self.start, **columns})
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -171,6 +174,7 @@ class Plan:
         fields = json.loads(text)
         return cls(
             fields.pop("dataset_size"),
+            start=fields.pop("start", 0),
             **{name: _decode_runs(runs) for name, runs in fields.items()},
         )
 
@@ -200,8 +204,8 @@ class Plan:
         if left_out > 0:
             head = max_rows // 2
             lines[1 + head : 1 + head + left_out] = [f"... {left_out:,} more phases ...".center(len(lines[0])).rstrip()]
-        epochs = self.num_examples / self.dataset_size
-        total = f"{self.num_updates:,} updates, {self.num_examples:,} examples, {epochs:.2f} epochs"
+        examples = self.num_examples - self.start
+        total = f"{self.num_updates:,} updates, {examples:,} examples, {examples / self.dataset_size:.2f} epochs"
         return "\n".join([*lines, total])
 
     def __str__(self) -> str:
@@ -211,16 +215,17 @@ class Plan:
         return f"<Plan: {self.num_updates:,} updates in {len(self.phases):,} phases>"
 
 
-def take_batches(batch_size_at: Callable[[np.ndarray], np.ndarray], num_examples: int) -> np.ndarray:
+def take_batches(batch_size_at: Callable[[np.ndarray], np.ndarray], num_examples: int, start: int = 0) -> np.ndarray:
     """The sizes of the batches that a stream is cut into when the size depends on the position.
 
-    Solves e_{k+1} = e_k + B(e_k) for the whole stream, a block of updates at a time: guess the
+    Solves e_{k+1} = e_k + B(e_k), e_0 = start, for the whole stream, a block of updates at a time: guess the
     positions, look up their batch sizes, sum these up to better positions, and again, until they
     agree. Each correction extends the part that is exact, so the result is that of the plain loop.
 
     Args:
       batch_size_at: maps int64 positions [n] in [0, num_examples) to batch sizes [n] >= 1.
       num_examples: no batch starts at or after this position.
+      start: where the first batch starts.
 
     Returns:
       int64[num_updates].
@@ -229,8 +234,7 @@ def take_batches(batch_size_at: Callable[[np.ndarray], np.ndarray], num_examples
     [2, 2, 2, 4, 4]
     """
     blocks = []
-    start = 0
-    size = int(batch_size_at(np.zeros(1, np.int64))[0])
+    size = int(batch_size_at(np.array([start]))[0])
     while start < num_examples:
         positions = start + size * np.arange(_BLOCK)
         for _ in range(_CORRECTIONS):

@@ -148,11 +148,23 @@ class Recipe:
         """The examples in `num_epochs` epochs."""
         return max(1, round(self.num_epochs * self.dataset_size))
 
-    def plan(self) -> Plan:
-        """The concrete list of updates."""
-        batch_sizes = take_batches(lambda position: self.at(position).batch_size, self.num_examples)
-        values = self.at(np.cumsum(batch_sizes) - batch_sizes)
-        return Plan(self.dataset_size, values.batch_size, values.learning_rate, values.momentum)
+    def plan(self, start: int = 0) -> Plan:
+        """The concrete list of updates.
+
+        Args:
+          start: examples seen before the first one, where a run goes on from another's state.
+
+        Raises:
+          InvalidArgument: the recipe has ended by then.
+
+        >>> Recipe(0.1, batch_size=10, dataset_size=100, num_epochs=3).plan(start=250).num_updates
+        5
+        """
+        if not 0 <= start < self.num_examples:
+            raise InvalidArgument("start", start, f"in [0, {self.num_examples}), the recipe's examples")
+        batch_sizes = take_batches(lambda position: self.at(position).batch_size, self.num_examples, start)
+        values = self.at(start + np.cumsum(batch_sizes) - batch_sizes)
+        return Plan(self.dataset_size, values.batch_size, values.learning_rate, values.momentum, start)
 
     # Conversions.
 

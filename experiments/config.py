@@ -16,6 +16,7 @@ from bsjax.engine import Engine
 from bsjax.errors import check_choice
 from bsjax.models import MODELS, create_model, ghost_batch_size_of
 from bsjax.optimizers import OPTIMIZERS, create_optimizer
+from bsjax.parallel import all_devices, first_of_each_process
 
 LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
 SCHEDULES = ("decay_learning_rate", "increase_batch_size")
@@ -143,7 +144,8 @@ class Config:
                 **{name: size for name, size in sizes.items() if size is not None},
             )
 
-    def create_engine(self, dataset: Dataset, plan: Plan, images_on: str = "auto") -> Engine:
+    def create_engine(self, dataset: Dataset, plan: Plan, images_on: str = "auto", devices: str = "all") -> Engine:
+        """Makes the engine; devices is "all", "auto" or a number, in all processes together."""
         return Engine(
             self.create_model(dataset.num_classes),
             create_optimizer(self.optimizer, self.weight_decay, self.decay_biases_and_norms, self.max_grad_norm),
@@ -155,6 +157,8 @@ class Config:
             label_smoothing=self.label_smoothing,
             batch_norm_decay=self.batch_norm_decay,
             images_on=images_on,
+            devices=first_of_each_process(all_devices(), int(devices)) if devices.isdigit() else None,
+            grow_devices=devices == "auto",
         )
 
     def _learning_rate_schedule(self) -> optax.Schedule | float:

@@ -93,7 +93,7 @@ def rehearse(study: studies.Study, todo: Iterable[Config]) -> None:
             compiled = engine.stall_time_s - compiled
             seconds = time.perf_counter() - start - compiled
             print(
-                f"{update.batch_size:8,}{engine.microbatch_size(update.batch_size):12,}{update.learning_rate:9.4g}"
+                f"{update.batch_size:8,}{engine.layout(update.batch_size).microbatch_size:12,}{update.learning_rate:9.4g}"
                 f"{update.momentum:10.4g}{float(metrics[0, 0]):9.4f}{update.batch_size / seconds:10,.0f}"
                 f"{compiled:15.1f}",
                 flush=True,

@@ -43,7 +43,8 @@ import optax
 from absl import flags
 
 from bsjax import InvalidArgument, Plan, Recipe, Update
-from experiments import cli, figures, runs
+from bsjax import workdir as workdirs
+from experiments import cli, figures
 
 DATASET_SIZE = 50_000
 BATCH_SIZE = 128
@@ -308,7 +309,7 @@ def main() -> None:
     if config.num_runs < 2:
         raise InvalidArgument("num_runs", config.num_runs, "a whole number >= 2", 2)
     make_recipe(config)
-    runs.make_workdir(config.workdir)
+    workdirs.make(config.workdir)
     lines = schedule_lines(config) + limit_lines(config)
     print(table(config, lines))
     figures.save(draw(lines), config.workdir, "quadratic", csv_rows(lines))

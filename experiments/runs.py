@@ -12,6 +12,7 @@ import pathlib
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ import jax
 from absl import flags
 
 from bsjax import InvalidArgument, loop
-from bsjax.data import load_dataset
+from bsjax import workdir as workdirs
+from bsjax.checkpoint import Checkpoint, Checkpoints
+from bsjax.data import Dataset, load_dataset
 from bsjax.errors import check_choice
 from bsjax.feed import IMAGES_ON
-from bsjax.metrics import read_metrics, write_json
+from bsjax.metrics import read_json, read_metrics
+from bsjax.parallel import first_replica, is_first_process, largest_of_all_processes
 from experiments.config import Config
 
 
@@ -40,11 +44,13 @@ class StoppedEarly(Exception):  # noqa: N818  (all is well)
 
 
 class Control(NamedTuple):
-    """What does not change a run's numbers: where its data is, and when it writes or stops."""
+    """What does not change a run's numbers: where its data is, what runs it, and when it writes or stops."""
 
     data_dir: str | None = None
     images_on: str = "auto"
+    devices: str = "all"
     checkpoint_every_epochs: float = 10.0
+    keep_checkpoints: int = 2
     stop_at: float = math.inf  # by the clock of time.time()
 
 
@@ -56,7 +62,10 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of prepared data sets; default $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
     where = f"Where images are kept while training. One of {', '.join(IMAGES_ON)} (on the devices if they fit)."
     flags.DEFINE_string("images_on", _DEFAULT.images_on, where)
-    flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, "Checkpoint this often, in epochs.")
+    flags.DEFINE_string("devices", _DEFAULT.devices, "all, a number of them, or auto: as many as make a batch fastest.")
+    often = "Checkpoint this often, in epochs; also where the batch size changes, and at the end."
+    flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, often)
+    flags.DEFINE_integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "How many of the newest checkpoints stay.")
     flags.DEFINE_float("stop_after_s", None, "Stop cleanly after this many seconds; the same command goes on.")
 
 
@@ -66,12 +75,34 @@ def control_from_flags() -> Control:
     for name in ("checkpoint_every_epochs", "stop_after_s"):
         if (value := getattr(values, name)) is not None and not value > 0:
             raise InvalidArgument(name, value, "positive")
+    if values.keep_checkpoints < 1:
+        raise InvalidArgument("keep_checkpoints", values.keep_checkpoints, "a whole number >= 1", 1)
+    check_devices(values.devices)
     images_on = check_choice("images_on", values.images_on, IMAGES_ON)
     stop_at = math.inf if values.stop_after_s is None else time.time() + values.stop_after_s
-    return Control(values.data_dir, images_on, values.checkpoint_every_epochs, stop_at)
+    return Control(
+        values.data_dir, images_on, values.devices, values.checkpoint_every_epochs, values.keep_checkpoints, stop_at
+    )
 
 
-def train(run: Config, workdir: pathlib.Path, control: Control = _DEFAULT, show: str = "auto") -> dict[str, Any]:
+def check_devices(choice: str) -> None:
+    """Refuses what --devices cannot be."""
+    if choice not in ("all", "auto"):
+        available, per_process = jax.device_count(), jax.process_count()
+        if not choice.isdigit() or not 0 < int(choice) <= available or int(choice) % per_process:
+            allowed = f"all, auto, or a number up to {available}"
+            if per_process > 1:
+                allowed += f", a multiple of the {per_process} processes"
+            raise InvalidArgument("devices", choice, allowed, "all")
+
+
+def train(
+    run: Config,
+    workdir: pathlib.Path,
+    control: Control = _DEFAULT,
+    show: str = "auto",
+    fork_from: pathlib.Path | None = None,
+) -> dict[str, Any]:
     """Trains a run from its last checkpoint, unless it is complete already.
 
     Args:
@@ -79,36 +110,52 @@ def train(run: Config, workdir: pathlib.Path, control: Control = _DEFAULT, show:
       workdir: a folder of this run, an empty one, or one to be made.
       control: see there.
       show: "auto" or "none".
+      fork_from: folder of the run whose last checkpoint this one begins with, in place of new parameters.
 
     Returns:
       Its summary.
 
     Raises:
       InvalidArgument: a flag is wrong, or the folder is another run's. Nothing is written then.
-      DivergedError: the loss is not finite.
+      RunError: it cannot go on, or diverged.
       StoppedEarly: `control.stop_at` has come.
+      Interrupted: by a signal.
     """
-    _check_same_run(run, workdir)
+    there = _check_same_run(run, workdir, fork_from)
     if has_ended(workdir):
         ended = read_summary(workdir)
         if not ended["completed"]:
             raise loop.DivergedError(ended["error"])
         return ended
     dataset = load_dataset(run.dataset, control.data_dir)
-    plan = run.recipe(len(dataset.train.labels)).plan()
-    engine = run.create_engine(dataset, plan, control.images_on)
-    make_workdir(workdir)
-    write_json(workdir / "config.json", {"config": dataclasses.asdict(run), **surroundings()})
-    summary = loop.train(
-        engine,
-        plan,
-        workdir,
-        run.eval_every_epochs,
-        run.log_every_epochs,
-        control.checkpoint_every_epochs,
-        control.stop_at - time.time(),
-        show,
-    )
+    fork, start = None, there.get("start", 0)
+    if fork_from is not None and not list(workdir.glob("checkpoints/[0-9]*")):
+        fork = _read_fork(run, dataset, fork_from)
+        start = fork.progress["log"]["examples_seen"]
+    recipe = run.recipe(len(dataset.train.labels))
+    if start >= recipe.num_examples:
+        epochs = start / recipe.dataset_size
+        raise InvalidArgument("num_epochs", run.num_epochs, f"above the {epochs:g} epochs that {fork_from} has seen")
+    plan = recipe.plan(start)
+    engine = run.create_engine(dataset, plan, control.images_on, control.devices)
+    workdirs.make(workdir)
+    forked = {} if fork_from is None else {"forked_from": str(fork_from), "start": start}
+    with workdirs.catch_signals() as caught:
+        summary = loop.train(
+            engine,
+            plan,
+            workdir,
+            run.eval_every_epochs,
+            run.log_every_epochs,
+            control.checkpoint_every_epochs,
+            control.keep_checkpoints,
+            should_stop=lambda: caught() is not None or time.time() > control.stop_at or _is_worker_to_stop(),
+            about={"config": dataclasses.asdict(run), **forked, **surroundings()},
+            fork=fork,
+            show=show,
+        )
+        if summary is None and (signum := largest_of_all_processes(caught() or 0)):
+            raise workdirs.Interrupted(signum)
     if summary is None:
         raise StoppedEarly(f"{workdir} stopped; the same command goes on.")
     return summary
@@ -121,25 +168,40 @@ def has_ended(workdir: pathlib.Path) -> bool:
 
 def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
     """The summary of a run that has ended."""
-    return json.loads((workdir / "summary.json").read_text())
+    return read_json(workdir / "summary.json")
 
 
 def read_surroundings(workdir: pathlib.Path) -> dict[str, Any]:
     """What a run was trained with, see `surroundings`."""
-    return json.loads((workdir / "config.json").read_text())
+    return read_json(workdir / "config.json")
 
 
-def _check_same_run(run: Config, workdir: pathlib.Path) -> None:
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    there = json.loads(path.read_text())["config"]
-    here = json.loads(json.dumps(dataclasses.asdict(run)))
+def _check_same_run(run: Config, workdir: pathlib.Path, fork_from: pathlib.Path | None = None) -> dict[str, Any]:
+    """The folder's config.json, {} if it has none; raises if it is not this run's."""
+    if not (workdir / "config.json").exists():
+        return {}
+    about = read_surroundings(workdir)
+    there = about["config"] | {"fork_from": about.get("forked_from")}
+    here = dataclasses.asdict(run) | {"fork_from": fork_from and str(fork_from)}
+    here = json.loads(json.dumps(here))
     differing = [
         f"{name} {there.get(name)!r} there, {value!r} here" for name, value in here.items() if there.get(name) != value
     ]
     if differing:
         raise InvalidArgument("workdir", str(workdir), f"empty or of this run; it has {'; '.join(differing)}")
+    return about
+
+
+def _read_fork(run: Config, dataset: Dataset, folder: pathlib.Path) -> Checkpoint:
+    """The last checkpoint of another run."""
+    if not (folder / "checkpoints").is_dir():
+        raise InvalidArgument("fork_from", str(folder), "the folder of a run with checkpoints")
+    engine = run.create_engine(dataset, run.recipe(len(dataset.train.labels)).plan())
+    with contextlib.closing(Checkpoints(folder / "checkpoints", read_only=True)) as checkpoints:
+        found = checkpoints.restore(first_replica(engine.init()))
+    if found is None:
+        raise InvalidArgument("fork_from", str(folder), "the folder of a run with checkpoints")
+    return found
 
 
 def surroundings() -> dict[str, Any]:
@@ -158,22 +220,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def make_workdir(workdir: pathlib.Path) -> None:
-    """Makes a run's folder.
-
-    Raises:
-      InvalidArgument: it cannot be made or written to.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        allowed = f"a folder that can be made and written to ({error.strerror})"
-        raise InvalidArgument("workdir", str(workdir), allowed) from None
 
 
 def train_all(
@@ -199,19 +245,20 @@ def train_all(
 
     Raises:
       StoppedEarly: `control.stop_at` has come, and not all are complete.
+      Interrupted: by a signal; those that were running have left a checkpoint.
     """
     folders = [workdir / run_name(config, reference) for config in configs]
     for config, folder in zip(configs, folders, strict=True):
         _check_same_run(config, folder)
     todo = {folder: config for folder, config in zip(folders, configs, strict=True) if not has_ended(folder)}
     if jobs is None:
-        jobs = len(_available_cores()) if jax.default_backend() == "cpu" else 1
+        jobs = len(_available_cores()) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
     jobs = min(jobs, len(todo))
     num_ended = len(set(folders)) - len(todo)
 
     def finished(folder: pathlib.Path) -> None:
         nonlocal num_ended
-        if not has_ended(folder):
+        if not has_ended(folder) or not is_first_process():
             return
         summary = read_summary(folder)
         num_ended += 1
@@ -249,7 +296,7 @@ def run_name(config: Config, reference: Config) -> str:
 
 
 def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:
-    if time.time() < control.stop_at:
+    if time.time() < control.stop_at and not _is_worker_to_stop():
         with contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
             train(config, folder, control, show)
 
@@ -258,24 +305,53 @@ def _train_in_processes(
     todo: dict[pathlib.Path, Config], jobs: int, control: Control, finished: Callable[[pathlib.Path], None]
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
+    cores, stop = context.Queue(), context.Event()
     available = _available_cores()
     for job in range(jobs):
         cores.put(available[job::jobs] or available)
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin_worker, (cores,)) as pool:
+
+    def kill_workers() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with (
+        workdirs.catch_signals(at_first=stop.set, at_second=kill_workers) as caught,
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin_worker, (cores, stop)) as pool,
+    ):
         futures = {pool.submit(_train_one, config, folder, control): folder for folder, config in todo.items()}
         try:
             for future in concurrent.futures.as_completed(futures):
                 future.result()
                 finished(futures[future])
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
+        if (signum := caught()) is not None:
+            raise workdirs.Interrupted(signum)
 
 
-def _begin_worker(cores: Any) -> None:
+_stop_workers: Any = None  # in a worker, the event that ends its run
+
+
+def _is_worker_to_stop() -> bool:
+    return _stop_workers is not None and _stop_workers.is_set()
+
+
+def _begin_worker(cores: Any, stop: Any) -> None:
     """Gives a process cores of its own: runs that share all of them take longer."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the parent says that it was interrupted
+    global _stop_workers
+    _stop_workers = stop
+    # A signal to the whole group is the parent's to answer; should it die, its workers stop as well.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+
+        def stop_with_parent() -> None:
+            parent.join()
+            stop.set()
+
+        threading.Thread(target=stop_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores.get())
 

@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
 from bsjax import InvalidArgument
+from bsjax import workdir as workdirs
 from bsjax.metrics import read_metrics
+from bsjax.parallel import is_first_process
 from experiments import config as config_lib
 from experiments import presets, runs
 from experiments.config import Config
@@ -70,7 +73,7 @@ def study_from_flags() -> Study:
     preset = presets.get(values.preset)
     config = config_lib.config_from_flags(preset.config, except_for=_VARIED)
     workdir = pathlib.Path(values.workdir).expanduser()
-    runs.make_workdir(workdir)
+    workdirs.make(workdir)
     return Study(preset, config, workdir, range(values.seeds), values.jobs, runs.control_from_flags())
 
 
@@ -82,11 +85,18 @@ def train(study: Study, schedules: dict[Any, Config]) -> dict[Any, list[runs.Res
 
 
 def train_all(study: Study, configs: Sequence[Config]) -> list[runs.Result]:
-    """Trains runs of a study, and writes what its runs have come to, see `write_summary`."""
+    """Trains runs of a study, and writes what its runs have come to, see `write_summary`.
+
+    Of many processes, only the first one returns, to draw and to print.
+    """
     try:
-        return runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs, study.control)
+        results = runs.train_all(configs, study.preset.config, study.workdir / "runs", study.jobs, study.control)
     finally:
-        write_summary(study.workdir)
+        if is_first_process():
+            write_summary(study.workdir)
+    if not is_first_process():
+        sys.exit()
+    return results
 
 
 def write_summary(workdir: pathlib.Path) -> None:

@@ -142,7 +142,7 @@ def measure_throughput(batch_size: int, microbatch_size: int | None) -> dict[str
     (low, ratio, high), cpu_ratios = np.quantile(times[1] / times[0], (0.25, 0.5, 0.75), axis=0).T.tolist()
     row = {
         "batch_size": batch_size,
-        "microbatch_size": engine.engine.microbatch_size(batch_size),
+        "microbatch_size": engine.engine.layout(batch_size).microbatch_size,
         "automatic": microbatch_size is None,
         "engine_images_per_second": engine_ips,
         "bare_images_per_second": bare_ips,

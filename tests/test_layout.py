@@ -76,7 +76,7 @@ def test_a_ghost_larger_than_the_largest_microbatch_is_allowed():
 def test_the_chosen_microbatch_wastes_little(num_ghosts, num_devices, ghost_batch_size):
     batch_size = num_ghosts * ghost_batch_size
     candidates = layout.candidate_microbatch_sizes(ghost_batch_size, num_devices, 256)
-    size = layout.choose_microbatch_size(batch_size, candidates, num_devices)
+    _, size = layout.choose(batch_size, {num_devices: candidates})
     count = layout.num_microbatches(batch_size, size, num_devices)
     assert size in candidates
     if batch_size % num_devices == 0 and batch_size // num_devices in candidates:

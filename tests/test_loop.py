@@ -15,7 +15,7 @@ from bsjax.loop import DivergedError, train
 from bsjax.metrics import read_metrics
 from bsjax.models import MLP
 from bsjax.optimizers import create_optimizer
-from bsjax.parallel import first_replica
+from bsjax.parallel import first_replica, replicate
 from bsjax.plan import Plan
 
 N = 40
@@ -27,22 +27,26 @@ ENDS = np.cumsum(BATCH_SIZES).tolist()
 class FakeEngine:
     """Trains nothing: the loss of update k is losses[k]. Keeps a record of what happened in what order."""
 
-    num_devices, num_compilations, compile_time_s, stall_time_s = 1, 0, 0.0, 0.0
+    num_devices, num_compilations, compile_time_s, stall_time_s, identity = 1, 0, 0.0, 0.0, {}
 
     def __init__(self, losses):
         self.losses = losses
         self.events = []
 
     def init(self):
-        return 0
+        return self.place({"updates": np.int32(0)})
 
-    def update(self, state, examples_seen, batch_size, learning_rate, momentum):
-        assert PLAN[state] == (state, examples_seen, batch_size, learning_rate, momentum)
-        self.events.append(("update", state))
-        return state + 1, FakeMetrics(state, self)
+    def place(self, state):
+        return replicate(state, jax.devices()[:1])
+
+    def update(self, state, examples_seen, batch_size, learning_rate, momentum, stop):
+        update = int(first_replica(state)["updates"])
+        assert PLAN[update] == (update, examples_seen, batch_size, learning_rate, momentum)
+        self.events.append(("update", update))
+        return self.place({"updates": np.int32(update + 1)}), FakeMetrics(update, self)
 
     def evaluate(self, state):
-        self.events.append(("evaluate", state))
+        self.events.append(("evaluate", int(first_replica(state)["updates"])))
         return {"test_loss": 1.0, "test_accuracy": 0.25}
 
     def compile_ahead(self, state, batch_size):
@@ -58,7 +62,7 @@ class FakeMetrics:
     @property
     def addressable_shards(self):
         self.engine.events.append(("read", self.update))
-        values = np.array([[self.engine.losses[self.update], 0.5, 2.0]])
+        values = np.array([[self.engine.losses[self.update], 0.5, 2.0, 0.0]])
         return [types.SimpleNamespace(data=values)]
 
 
@@ -78,13 +82,15 @@ def first_to_pass(every_epochs):
 def test_evaluations_and_lines_are_on_a_clock_of_examples(tmp_path, every):
     """The batch grows from 8 to 100 without moving the clock, and the end is always included."""
     expected = sorted({*first_to_pass(every), len(BATCH_SIZES)})
-    engine, _, lines = fake_run(tmp_path, eval_every_epochs=every, log_every_epochs=1.0)
+    for name in ("evaluations", "lines"):
+        (tmp_path / name).mkdir()
+    engine, _, lines = fake_run(tmp_path / "evaluations", eval_every_epochs=every, log_every_epochs=1.0)
     assert [state for event, state in engine.events if event == "evaluate"] == expected
     evaluations = [line for line in lines if "test_loss" in line]
     assert [line["update"] for line in evaluations] == expected
     assert [line["examples_seen"] for line in evaluations] == [ENDS[update - 1] for update in expected]
 
-    _, _, lines = fake_run(tmp_path, eval_every_epochs=1.0, log_every_epochs=every)
+    _, _, lines = fake_run(tmp_path / "lines", eval_every_epochs=1.0, log_every_epochs=every)
     assert [line["update"] for line in lines if "train_loss" in line] == expected
 
 
@@ -118,14 +124,15 @@ def test_lines_hold_the_means_over_examples(tmp_path):
 
 
 def test_metrics_are_read_behind_the_updates(tmp_path):
-    """So that the device never waits: one or two later updates are under way, but at evaluations."""
+    """So that the device never waits: one or two later updates are under way, but at evaluations and checkpoints."""
+    checkpoints = [("update", update) for update in (5, 9, 13)]  # before them: there the batch size changes
     engine, _, _ = fake_run(tmp_path, eval_every_epochs=5.0)
     events = [event for event in engine.events if event[0] != "compile"]
     for update in range(16):
         read = events.index(("read", update))
         dispatched_after = [event for event in events[:read] if event[0] == "update" and event[1] > update]
         remaining = [event for event in events[read:] if event[0] != "read"]
-        assert dispatched_after or remaining[0][0] == "evaluate"
+        assert dispatched_after or remaining[0][0] == "evaluate" or remaining[0] in checkpoints
         assert len(dispatched_after) <= 2
     assert [update for event, update in events if event == "read"] == list(range(16))
 
@@ -164,7 +171,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, loss):
         fake_run(tmp_path, losses)
     assert str(diverged.value) == (
         f"train_loss is {loss} at update 10 (epoch 3.2) with batch_size 24, "
-        f"learning_rate {PLAN[10].learning_rate:.4g}, momentum {PLAN[10].momentum:.4g}; try a smaller learning rate"
+        f"learning_rate {PLAN[10].learning_rate:.4g}, momentum {PLAN[10].momentum:.4g}, gradient norm 2; "
+        "try a smaller learning rate"
     )
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["examples_seen"] for line in lines if "train_loss" in line] == [40, 88, 128]
@@ -224,7 +232,7 @@ def test_a_run_is_its_updates_one_after_the_other(tmp_path, make_dataset):
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line]
     assert [line["update"] for line in lines] == [13, 15, 16]
     for line, stretch in zip(lines, (slice(13), slice(13, 15), slice(15, 16)), strict=True):
-        means = np.average(values[stretch], axis=0, weights=BATCH_SIZES[stretch])
+        means = np.average(values[stretch], axis=0, weights=BATCH_SIZES[stretch])[: len(METRICS)]
         assert [line[f"train_{name}"] for name in METRICS] == pytest.approx(means, rel=1e-6)
     assert summary["num_devices"] == 2
     assert summary["num_compilations"] == engine.num_compilations + 1  # the evaluation
