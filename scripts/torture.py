@@ -1,0 +1,216 @@
+"""Kills and damages real training runs at random, and checks that they end as if nothing had happened.
+
+    python scripts/torture.py --rounds=100
+
+A run on the embedded digits, with a batch that grows, ghost batch norm, crops and dropout, is trained once in peace.
+Then it is trained again; a round waits for a random moment and kills the process with SIGKILL or SIGTERM, or SIGTERM
+and then SIGKILL; after some rounds it also damages the newest checkpoint (a file truncated, emptied, or with a bit
+flipped) or cuts the end off the metrics. The same command goes on. When it has come to its end, its parameters and
+metrics must equal those of the run in peace to the last bit; if rounds are left, a new run begins.
+
+Exits with 1 at the first difference, and leaves the folders for a look.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import app, flags, logging
+
+_ROUNDS = flags.DEFINE_integer("rounds", 100, "How many times to kill.", 1)
+_SECONDS = flags.DEFINE_float("seconds", None, "Begin no run, and kill none, after so many seconds.", 0.0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random moments and damages.")
+_EPOCHS = flags.DEFINE_float("num_epochs", 12.0, "Length of a run.", 0.1)
+_LONGEST_WAIT_S = flags.DEFINE_float("longest_wait_s", 1.5, "Longest wait once a process has begun to train.", 0.0)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs; default, a temporary one.")
+
+_STARTS_S = 4.0  # a process takes about so long to begin to train; some are killed within
+_SHARE_KILLED_EARLY = 0.15
+_SHARE_DAMAGED = 0.3
+_PROCESS_TIMEOUT_S = 300
+
+
+class Different(Exception):  # noqa: N818  (reads as what it says)
+    """A run has not ended as it should."""
+
+
+@dataclasses.dataclass
+class Torture:
+    """Kills what trains in a folder."""
+
+    folder: pathlib.Path
+    random: random.Random
+    kills: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    damages: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+    def run(self, workdir: pathlib.Path, rounds_left: int, deadline: float) -> None:
+        """Trains to the end, with at most so many kills."""
+        while True:
+            process = start(workdir)
+            if rounds_left > 0 and time.monotonic() < deadline and self._kill(process, workdir):
+                rounds_left -= 1
+                if self.random.random() < _SHARE_DAMAGED:
+                    self._damage(workdir)
+                continue
+            if (code := process.wait(_PROCESS_TIMEOUT_S)) != 0:
+                raise Different(f"{workdir} ended with exit code {code}\n{_end_of_log(workdir)}")
+            return
+
+    def _kill(self, process: subprocess.Popen, workdir: pathlib.Path) -> bool:
+        """Whether it could be killed before it ended."""
+        how = self.random.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGTERM, SIGKILL"])
+        early = self.random.random() < _SHARE_KILLED_EARLY
+        wait_s = self.random.uniform(0, _STARTS_S if early else _LONGEST_WAIT_S.value)
+        if not early:
+            _wait_until_it_trains(process, workdir)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+        if process.poll() is not None:
+            if process.returncode != 0:
+                raise Different(f"{workdir} ended with exit code {process.returncode}\n{_end_of_log(workdir)}")
+            return False
+        for name in how.split(", "):
+            process.send_signal(signal.Signals[name])
+            if name == "SIGTERM" and how != name:
+                time.sleep(self.random.uniform(0, 0.05))
+        code = process.wait(_PROCESS_TIMEOUT_S)
+        # 0: it was writing its summary. A process that does not train yet has nothing to save, and dies of the signal.
+        if code not in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
+            raise Different(f"{how} made {workdir} end with exit code {code}\n{_end_of_log(workdir)}")
+        self.kills[how] += 1
+        return True
+
+    def _damage(self, workdir: pathlib.Path) -> None:
+        """What the run can recover from: it needs one checkpoint that is whole, and the metrics up to it."""
+        checkpoints = checkpoints_of(workdir)
+        if (workdir / "summary.json").exists() or len(checkpoints) < 2:
+            return
+        how = self.random.choice(["cut the metrics", "truncate", "empty", "flip a bit", "delete a file"])
+        if how == "cut the metrics":
+            path = workdir / "metrics.jsonl"
+            os.truncate(path, max(0, path.stat().st_size - self.random.randrange(1, 60)))
+        else:
+            # The largest is the data.
+            files = sorted((path for path in checkpoints[-1].rglob("*") if path.is_file()), key=_size)
+            path = files[-1] if self.random.random() < 0.5 else self.random.choice(files)
+            contents = bytearray(path.read_bytes())
+            if how == "truncate":
+                contents = contents[: self.random.randrange(len(contents) or 1)]
+            elif how == "empty":
+                contents.clear()
+            elif contents:
+                contents[self.random.randrange(len(contents))] ^= 1 << self.random.randrange(8)
+            if how == "delete a file":
+                path.unlink()
+            else:
+                path.write_bytes(contents)
+        self.damages[how] += 1
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen:
+    """Begins to train, or goes on."""
+    epochs = _EPOCHS.value
+    decays = ",".join(f"{epochs * share:g}" for share in (1 / 3, 2 / 3, 5 / 6))
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", f"--num_epochs={epochs:g}"]
+    command += [f"--lr_decay_epochs={decays}", "--schedule=increase_batch_size", "--max_batch_size=144"]
+    command += ["--augmentation=crop", "--dropout=0.1", "--checkpoint_every_epochs=0.25", "--keep_checkpoints=3"]
+    command += ["--eval_every_epochs=0.5", "--log_every_epochs=0.2"]
+    with open(workdir.with_name(f"{workdir.name}.log"), "a") as log:
+        return subprocess.Popen(command, cwd=pathlib.Path(__file__).parents[1], stdout=log, stderr=subprocess.STDOUT)
+
+
+def checkpoints_of(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The finished checkpoints, oldest first."""
+    folders = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return sorted(folders, key=lambda path: int(path.name))
+
+
+def result(workdir: pathlib.Path) -> dict[str, Any]:
+    """What must be the same: the last state, every line of the metrics, the summary; not the times."""
+    newest = checkpoints_of(workdir)[-1]
+    with ocp.CheckpointManager(newest.parent) as manager:
+        state = manager.restore(int(newest.name), args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+    arrays = {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in jax.tree.leaves_with_path(state)}
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("examples_per_second", None)
+    summary = json.loads((workdir / "summary.json").read_text())
+    kept = {name: summary[name] for name in summary if name.startswith("final") or name == "num_updates"}
+    return {"checkpoint": newest.name, "summary": kept, "metrics": lines, **arrays}
+
+
+def compare(workdir: pathlib.Path, expected: dict[str, Any]) -> None:
+    """Raises Different with the names of what differs."""
+    found = result(workdir)
+    if differing := [name for name in {**expected, **found} if found.get(name) != expected.get(name)]:
+        raise Different(f"{workdir} differs from {workdir.with_name('peace')} in {', '.join(differing)}")
+
+
+def main(argv: list[str]) -> None:
+    """Kills, and tells how often it made no difference."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    folder = pathlib.Path(_WORKDIR.value or tempfile.mkdtemp(prefix="torture-")).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    deadline = started + (_SECONDS.value or float("inf"))
+    if start(folder / "peace").wait() != 0:
+        sys.exit(f"error: the run in peace failed\n{_end_of_log(folder / 'peace')}")
+    expected = result(folder / "peace")
+    torture = Torture(folder, random.Random(_SEED.value))
+    num_runs = 0
+    try:
+        while (left := _ROUNDS.value - torture.kills.total()) > 0 and time.monotonic() < deadline:
+            workdir = folder / f"run-{num_runs}"
+            torture.run(workdir, left, deadline)
+            compare(workdir, expected)
+            num_runs += 1
+            print(f"{torture.kills.total()} kills, {num_runs} runs, no difference", flush=True)
+    except Different as different:
+        sys.exit(f"error: {different}\n{torture.kills.total()} kills, {torture.damages.total()} damages before")
+    print(
+        f"{torture.kills.total()} kills ({_counts(torture.kills)}) and {torture.damages.total()} damages "
+        f"({_counts(torture.damages)}) in {num_runs} runs of {expected['summary']['num_updates']:,} updates, "
+        f"{time.monotonic() - started:.0f} s: parameters and metrics equal to the last bit"
+    )
+
+
+def _wait_until_it_trains(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+    """Until it has written a line more, or a checkpoint."""
+
+    def state() -> Any:
+        path = workdir / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0, checkpoints_of(workdir)[-1:]
+
+    before = state()
+    while process.poll() is None and state() == before:
+        time.sleep(0.02)
+
+
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size
+
+
+def _counts(counter: collections.Counter) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items())) or "none"
+
+
+def _end_of_log(workdir: pathlib.Path) -> str:
+    return workdir.with_name(f"{workdir.name}.log").read_text()[-3000:]
+
+
+if __name__ == "__main__":
+    app.run(main)
