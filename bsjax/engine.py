@@ -25,8 +25,6 @@ METRICS = ("loss", "accuracy", "grad_norm")
 # Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for images of more than 16×16
 # pixels, with which larger ones need temporaries that malloc takes from the system anew at each call.
 _MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_IMAGES = 1024, 64, 32
-# Each shape is compiled: with more batch sizes than this, microbatches come in powers of two.
-_FEW_BATCH_SIZES = 8
 
 
 class Engine:
@@ -72,8 +70,8 @@ class Engine:
         batch_sizes = sorted(set(batch_sizes))
         layout.check_batch_sizes(batch_sizes, self.ghost_batch_size)
         if microbatch_size is None:
-            largest = _max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3])
-            many = not 0 < len(batch_sizes) <= _FEW_BATCH_SIZES
+            largest = max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3])
+            many = not 0 < len(batch_sizes) <= layout.FEW_BATCH_SIZES
             candidates = layout.candidate_microbatch_sizes(self.ghost_batch_size, self.num_devices, largest, many)
         else:
             layout.check_microbatch_size(microbatch_size, self.ghost_batch_size, self.num_devices)
@@ -218,7 +216,8 @@ class Engine:
             self._apply_update.compile((), state, accumulator, hyperparams)
 
 
-def _max_microbatch_size(platform: str, image_size: tuple[int, ...]) -> int:
+def max_microbatch_size(platform: str, image_size: tuple[int, ...]) -> int:
+    """The largest microbatch per device that the engine takes by itself, for images of height × width pixels."""
     if platform != "cpu":
         return _MAX_MICROBATCH_SIZE
     return _MAX_MICROBATCH_SIZE_CPU if math.prod(image_size) <= 16**2 else _MAX_MICROBATCH_SIZE_CPU_LARGE_IMAGES
