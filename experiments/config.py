@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from absl import flags
@@ -143,7 +144,9 @@ class Config:
                 **{name: size for name, size in sizes.items() if size is not None},
             )
 
-    def create_engine(self, dataset: Dataset, plan: Plan, images_on: str = "auto") -> Engine:
+    def create_engine(
+        self, dataset: Dataset, plan: Plan, images_on: str = "auto", devices: Sequence[jax.Device] | None = None
+    ) -> Engine:
         return Engine(
             self.create_model(dataset.num_classes),
             create_optimizer(self.optimizer, self.weight_decay, self.decay_biases_and_norms, self.max_grad_norm),
@@ -155,6 +158,7 @@ class Config:
             label_smoothing=self.label_smoothing,
             batch_norm_decay=self.batch_norm_decay,
             images_on=images_on,
+            devices=devices,
         )
 
     def _learning_rate_schedule(self) -> optax.Schedule | float:
