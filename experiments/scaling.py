@@ -10,7 +10,7 @@ cores, and says by how much the prediction errs. See `bsjax.scaling` for the mod
 
 Left: the four schedules of Figure 5 of a preset. Right: ImageNet as in Section 5.3 of the paper (N = 1,281,167, 90
 epochs, batches from 8,192 to 65,536), with the operations and parameters of ResNet-50. Lines: D devices throughout;
-rings: as many in each phase as still speed it up, D at most. Below: how many those are.
+rings: as many in each phase as still speed it up, D at most. Below: how many those would be.
 """
 
 import math
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from absl import flags
+from matplotlib.ticker import NullFormatter
 
 from bsjax import InvalidArgument, Plan, Recipe
 from bsjax.data import load_dataset
@@ -33,6 +34,7 @@ from experiments.studies import Study, write_csv
 
 _IMAGE_SHAPES = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}  # others: 32×32×3
 _NUM_CLASSES = 10
+_BEYOND = 6  # doublings of the largest number of devices among which a phase may stop speeding up
 
 _COUNTS = flags.DEFINE_list("device_counts", [str(2**power) for power in range(11)], "Numbers of devices.")
 _LATENCY = flags.DEFINE_float("latency_s", 1e-5, "All-reduce: seconds per message.")
@@ -45,6 +47,7 @@ _MIN_GAIN = flags.DEFINE_float("min_gain", 0.1, "Devices speed up if doubling th
 _MEASURE = flags.DEFINE_bool("measure", False, "Measure the preset's step times on this machine's device.")
 _SIZES = flags.DEFINE_list("microbatch_sizes", None, "Those to measure; default, 1/16 of a ghost, 1/4, and a ghost.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of everything; the shortest counts.", 1)
+_SECONDS = flags.DEFINE_float("measure_s", 0.3, "Length of each measurement of a step time.", 0.0)
 _VALIDATE = flags.DEFINE_bool("validate", False, "Only compare predictions with real trainings on 1 and 2 cores.")
 _NUM_MICROBATCHES = flags.DEFINE_integer("num_microbatches", 32, "Of each training that validates, per device.", 1)
 
@@ -64,7 +67,7 @@ class Line(NamedTuple):
     plan: Plan
     fixed: dict[int, Prediction]  # on so many throughout
     growing: dict[int, Prediction]  # on as many as still speed up a phase, and so many at most
-    stops: tuple[int, ...]  # how many devices still speed up each phase
+    stops: tuple[int, ...]  # the number of devices at which each phase stops speeding up; may be beyond the others
 
 
 def preset_workload(study: Study) -> Workload:
@@ -134,12 +137,12 @@ def _measured(study: Study, all_reduce: AllReduce) -> tuple[StepTimes, AllReduce
     dataset = load_dataset(config.dataset, study.control.data_dir)
     ghost = config.ghost_batch_size
     sizes = _whole_numbers("microbatch_sizes", _SIZES.value or sorted({max(1, ghost // share) for share in (16, 4, 1)}))
-    timer = step_times.UpdateTimer(config, dataset, sizes, devices[:1], seconds=0.3)
+    timer = step_times.UpdateTimer(config, dataset, sizes, devices[:1], _SECONDS.value)
     times = step_times.step_times([timer.measure() for _ in range(_REPEATS.value)])
     origin = f"measured on {devices[0].device_kind}: {times}"
     if len(devices) > 1:
         shapes = step_times.model_shapes(config, dataset.train.images.shape[1:], dataset.num_classes)
-        between = step_times.AllReduceTimer(shapes, devices, seconds=0.3)
+        between = step_times.AllReduceTimer(shapes, devices, _SECONDS.value)
         all_reduce = step_times.all_reduce([between.measure() for _ in range(_REPEATS.value)])
         origin += f"; between {len(devices)} of them: {all_reduce}"
     return times, all_reduce, origin
@@ -150,15 +153,17 @@ def predict_lines(workload: Workload, counts: Sequence[int]) -> dict[str, Line]:
     lines = {}
     for label, plan in workload.plans.items():
 
-        def best(largest: int, plan: Plan = plan) -> tuple[int, ...]:
-            choices = [count for count in counts if count <= largest]
+        def best(choices: Sequence[int], plan: Plan = plan) -> tuple[int, ...]:
             return best_num_devices(plan, choices, workload.costs, _MIN_GAIN.value)
+
+        def growing(largest: int, plan: Plan = plan) -> Prediction:
+            return predict(plan, best([count for count in counts if count <= largest], plan), workload.costs)
 
         lines[label] = Line(
             plan,
             fixed={count: predict(plan, count, workload.costs) for count in counts},
-            growing={count: predict(plan, best(count), workload.costs) for count in counts},
-            stops=best(max(counts)),
+            growing={count: growing(count) for count in counts},
+            stops=best([*counts, *(counts[-1] * 2**power for power in range(1, _BEYOND + 1))]),
         )
     return lines
 
@@ -207,6 +212,7 @@ def draw(workloads: dict[str, dict[str, Line]]) -> Any:
             end = line.plan.num_examples / line.plan.dataset_size
             # Beside each other where they coincide.
             stops.stairs(np.array(line.stops) * 1.07**i, [*epochs, end], baseline=None, **look)
+        time.plot([], [], **ring | {"color": "grey"}, linestyle="", label="as many as speed up each phase")
         time.set(ylabel="Hours", yscale="log")
         cost.set(ylabel="Device-hours", yscale="log")
         for axes in (time, cost):
@@ -214,8 +220,12 @@ def draw(workloads: dict[str, dict[str, Line]]) -> Any:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
             axes.yaxis.set_major_formatter("{x:g}")
-        stops.set(xlabel="Epochs", ylabel="Devices at which a phase stops speeding up")
+            low, high = axes.get_ylim()
+            axes.set_ylim(top=max(high, 10 * low))  # a decade at least, so that small differences look small
+            axes.yaxis.set_minor_formatter("{x:g}" if high <= 10 * low else NullFormatter())
+        stops.set(xlabel="Epochs", ylabel="Devices where speeding up stops")
         stops.set_yscale("log", base=2)
+        stops.set_ylim(stops.get_ylim()[0] / 2, stops.get_ylim()[1] * 2)
         stops.yaxis.set_major_formatter("{x:,.0f}")
         time.legend(loc="best", fontsize=7.5, handlelength=3.2)
     return figure
@@ -280,7 +290,7 @@ def _whole_numbers(name: str, texts: Sequence[Any]) -> list[int]:
 
 def validate(study: Study) -> None:
     """Prints predicted and measured times, and writes them."""
-    task = scaling_validation.make_task(study.config, study.control.data_dir, _NUM_MICROBATCHES.value)
+    task = scaling_validation.make_task(study.config, study.control.data_dir, _NUM_MICROBATCHES.value, _SECONDS.value)
     rows = scaling_validation.validate(task, _REPEATS.value)
     config = task.config
     print(f"{config.model} on {config.dataset}, microbatches of {config.microbatch_size}, {_REPEATS.value} repeats")

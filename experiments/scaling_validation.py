@@ -34,7 +34,6 @@ from experiments.step_times import (
 # Microbatches per update of the trainings; and all of them in one training, whose batch grows.
 _COUNTS = (1, 2, 4, 8, 16)
 _GROWING = f"{_COUNTS[0]} to {_COUNTS[-1]}"
-_MEASURE_S = 0.3  # each of the step times, about
 _NEVER = 1e9  # epochs between evaluations and log lines
 
 
@@ -44,6 +43,7 @@ class Task(NamedTuple):
     config: Config  # with a microbatch size
     data_dir: str | None
     num_microbatches: int  # of a training, on each device, about
+    measure_s: float  # length of each measurement of a step time, about
 
     def plans(self, dataset_size: int, num_devices: int) -> dict[str, Plan]:
         """The trainings, by their microbatches per update."""
@@ -76,9 +76,9 @@ class _Trainings:
         dataset = load_dataset(config.dataset, task.data_dir)
         self._plans = task.plans(len(dataset.train.labels), len(devices))
         self._engine = config.create_engine(dataset, self._plans[_GROWING], devices=devices)
-        self._updates = UpdateTimer(config, dataset, [config.microbatch_size], devices, _MEASURE_S)
+        self._updates = UpdateTimer(config, dataset, [config.microbatch_size], devices, task.measure_s)
         shapes = model_shapes(config, dataset.train.images.shape[1:], dataset.num_classes)
-        self._all_reduce = AllReduceTimer(shapes, devices, _MEASURE_S) if len(devices) > 1 else None
+        self._all_reduce = AllReduceTimer(shapes, devices, task.measure_s) if len(devices) > 1 else None
         self._train(self._plans[_GROWING])  # compiles
 
     def measure(self) -> Round:
@@ -175,8 +175,8 @@ def _measure() -> Round:
     return _trainings.measure()
 
 
-def make_task(config: Config, data_dir: str | None, num_microbatches: int) -> Task:
+def make_task(config: Config, data_dir: str | None, num_microbatches: int, measure_s: float) -> Task:
     """A task with microbatches of a ghost, unless the run says otherwise, and no ghosts that devices share."""
     size = config.microbatch_size or config.ghost_batch_size
     config = dataclasses.replace(config, microbatch_size=size, ghost_batch_size=min(config.ghost_batch_size, size))
-    return Task(config, data_dir, num_microbatches)
+    return Task(config, data_dir, num_microbatches, measure_s)
