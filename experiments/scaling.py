@@ -291,9 +291,12 @@ def _whole_numbers(name: str, texts: Sequence[Any]) -> list[int]:
 def validate(study: Study) -> None:
     """Prints predicted and measured times, and writes them."""
     task = scaling_validation.make_task(study.config, study.control.data_dir, _NUM_MICROBATCHES.value, _SECONDS.value)
-    rows = scaling_validation.validate(task, _REPEATS.value)
+    rows, times, all_reduce = scaling_validation.validate(task, _REPEATS.value)
     config = task.config
-    print(f"{config.model} on {config.dataset}, microbatches of {config.microbatch_size}, {_REPEATS.value} repeats")
+    print(
+        f"{config.model} on {config.dataset}, microbatches of {config.microbatch_size}, the shortest of "
+        f"{_REPEATS.value} repeats.\nOne device: {times[1]}.\nTwo: {times[2]}; their sum alone: {all_reduce}."
+    )
     widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
     for row in ({name: name for name in rows[0]}, *rows):
         print("  ".join(str(row[name]).rjust(width) for name, width in widths.items()))

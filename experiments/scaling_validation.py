@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bsjax import Plan, loop
+from bsjax import Plan, layout, loop
 from bsjax.data import load_dataset
+from bsjax.models import ghost_batch_size_of
 from bsjax.scaling import AllReduce, Costs, StepTimes, predict
 from experiments import runs
 from experiments.config import Config
@@ -98,8 +99,16 @@ class _Trainings:
         return summary["examples_seen"] / summary["examples_per_second"]
 
 
-def validate(task: Task, repeats: int) -> list[dict[str, Any]]:
-    """Measures on 1 and on 2 devices in turn, and predicts: a row for each training.
+class Validation(NamedTuple):
+    """Predicted and measured times."""
+
+    rows: list[dict[str, Any]]  # one for each training
+    step_times: dict[int, StepTimes]  # by number of devices, with the sum over them in apply_update
+    all_reduce: AllReduce  # between two
+
+
+def validate(task: Task, repeats: int) -> Validation:
+    """Measures on 1 and on 2 devices in turn, and predicts.
 
     Each time is predicted twice: from step times on one device and, for two, the sum over devices measured alone; and
     from step times of updates on as many devices. The trainings are in neither. Of each measurement the shortest of the
@@ -110,7 +119,10 @@ def validate(task: Task, repeats: int) -> list[dict[str, Any]]:
       repeats: how often everything is measured.
 
     Returns:
-      Rows with seconds; `cores` is how many a process of that many devices had at best, on average over its trainings.
+      Seconds; `cores` is how many a process of that many devices had at best, on average over its trainings.
+
+    Raises:
+      InvalidArgument: no such data set.
     """
     rounds: dict[int, list[Round]] = {1: [], 2: []}
     with contextlib.ExitStack() as exits:
@@ -119,11 +131,11 @@ def validate(task: Task, repeats: int) -> list[dict[str, Any]]:
             for count, process in processes.items():
                 rounds[count].append(process.submit(_measure).result())
     times = {count: step_times([one.updates for one in group]) for count, group in rounds.items()}
+    sums = [one.all_reduce for one in rounds[2] if one.all_reduce]
+    between = all_reduce(sums)
     rows = []
     for count, group in rounds.items():
-        sums = [one.all_reduce for one in group if one.all_reduce]
-        between = all_reduce(sums) if sums else AllReduce(0.0, math.inf)
-        from_one = _costs(task, times[1], between, sums[0].num_bytes if sums else 0)
+        from_one = _costs(task, times[1], between, sums[0].num_bytes)
         from_as_many = _costs(task, times[count], AllReduce(0.0, math.inf), 0)  # their updates have it in them
         for label, plan in task.plans(1, count).items():
             seconds = [one.trainings[label] for one in group]
@@ -143,7 +155,7 @@ def validate(task: Task, repeats: int) -> list[dict[str, Any]]:
                     "from_as_many_error": f"{predicted[1] / measured - 1:+.3f}",
                 }
             )
-    return rows
+    return Validation(rows, times, between)
 
 
 def _costs(task: Task, times: StepTimes, between: AllReduce, size: int) -> Costs:
@@ -155,19 +167,23 @@ def _process(task: Task, num_devices: int) -> Iterator[concurrent.futures.Execut
     """A process with as many cores as devices, if there are so many."""
     cores = runs.available_cores()[:num_devices]
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, _begin, (task, num_devices, cores)) as process:
+    with concurrent.futures.ProcessPoolExecutor(1, context, _begin, (num_devices, cores)) as process:
+        process.submit(_compile, task).result()
         yield process
 
 
 _trainings: _Trainings  # of a process that measures
 
 
-def _begin(task: Task, num_devices: int, cores: list[int]) -> None:
-    global _trainings
+def _begin(num_devices: int, cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def _compile(task: Task) -> None:
+    global _trainings
     _trainings = _Trainings(task)
 
 
@@ -176,7 +192,12 @@ def _measure() -> Round:
 
 
 def make_task(config: Config, data_dir: str | None, num_microbatches: int, measure_s: float) -> Task:
-    """A task with microbatches of a ghost, unless the run says otherwise, and no ghosts that devices share."""
+    """A task with microbatches of a ghost, unless the run says otherwise, and no ghosts that devices share.
+
+    Raises:
+      InvalidArgument: a microbatch that does not hold whole ghosts.
+    """
     size = config.microbatch_size or config.ghost_batch_size
+    layout.check_microbatch_size(size, min(size, ghost_batch_size_of(config.create_model(num_classes=1))), 1)
     config = dataclasses.replace(config, microbatch_size=size, ghost_batch_size=min(config.ghost_batch_size, size))
     return Task(config, data_dir, num_microbatches, measure_s)
