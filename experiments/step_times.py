@@ -100,8 +100,7 @@ def step_times(measurements: Sequence[UpdateSeconds]) -> StepTimes:
         accumulate_s[size] = max((many - few) / (_MANY - _FEW), 1e-9)
         rests.append(max(few - _FEW * accumulate_s[size], 0.0))
     return StepTimes(
-        {size: float(f"{seconds:.6g}") for size, seconds in accumulate_s.items()},
-        float(f"{statistics.median(rests):.6g}"),
+        {size: _rounded(seconds) for size, seconds in accumulate_s.items()}, _rounded(statistics.median(rests))
     )
 
 
@@ -159,7 +158,8 @@ def all_reduce(measurements: Sequence[AllReduceSeconds]) -> AllReduce:
     single, full = (min(getattr(one, name) for one in measurements) for name in ("single", "full"))
     num_messages = AllReduce(latency_s=1.0, bytes_per_s=math.inf).seconds(0, num_devices)
     bytes_moved = AllReduce(latency_s=0.0, bytes_per_s=1.0).seconds(size, num_devices)
-    return AllReduce(single / num_messages, bytes_moved / (full - single) if full > single else math.inf)
+    bytes_per_s = bytes_moved / (full - single) if full > single else math.inf
+    return AllReduce(_rounded(single / num_messages), _rounded(bytes_per_s))
 
 
 def num_bytes(shapes: Any) -> int:
@@ -189,3 +189,7 @@ def flops_per_example(config: Config, image_shape: Sequence[int], num_classes: i
     others = {name: tree for name, tree in variables.items() if name != "params"}
     costs: Any = jax.jit(jax.grad(total)).lower(variables["params"], others, images, keys).cost_analysis()
     return costs["flops"] / size
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")  # to be printed
