@@ -55,7 +55,9 @@ _APPLY = flags.DEFINE_float("apply_update_s", 3e-4, "Assumed seconds of apply_up
 _MAX_MICROBATCH = flags.DEFINE_integer("max_microbatch_size", None, "Largest per device; default, the engine's.")
 _MIN_GAIN = flags.DEFINE_float("min_gain", 0.1, "Devices speed up if doubling them saves this share of the time.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Measure the preset's step times on this machine's device.")
-_SIZES = flags.DEFINE_list("microbatch_sizes", None, "Those to measure; default, 1/16 of a ghost, 1/4, and a ghost.")
+_SIZES = flags.DEFINE_list(
+    "microbatch_sizes", None, "Those to measure; default, 1/16, 1/4 and 1 ghost, and the largest."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements of everything; the shortest counts.", 1)
 _SECONDS = flags.DEFINE_float("measure_s", 0.3, "Length of each measurement of a step time.", 0.0)
 _VALIDATE = flags.DEFINE_bool("validate", False, "Only compare predictions with real trainings on 1 and 2 cores.")
@@ -141,7 +143,8 @@ def _assumed(flops: float, largest: int) -> tuple[StepTimes, str]:
     times = StepTimes.affine(_MICROBATCH.value, flops / _FLOPS.value, _APPLY.value, largest)
     origin = (
         f"ASSUMED, not measured: {flops / 1e9:.3g} GFLOP per example at {_FLOPS.value:.3g} FLOP/s and "
-        f"{_MICROBATCH.value:.3g} s per microbatch; apply_update {_APPLY.value:.3g} s"
+        f"{_MICROBATCH.value:.3g} s per microbatch; apply_update {_APPLY.value:.3g} s; "
+        "the all-reduce ASSUMED too"
     )
     return times, origin
 
@@ -150,7 +153,9 @@ def _measured(study: Study, all_reduce: AllReduce) -> tuple[StepTimes, AllReduce
     config, devices = study.config, jax.local_devices()
     dataset = load_dataset(config.dataset, study.control.data_dir)
     ghost = config.ghost_batch_size
-    sizes = _whole_numbers("microbatch_sizes", _SIZES.value or sorted({max(1, ghost // share) for share in (16, 4, 1)}))
+    largest = max_microbatch_size(devices[0].platform, dataset.train.images.shape[1:3])
+    default = [max(1, ghost // 16), max(1, ghost // 4), ghost, max(ghost, largest // ghost * ghost)]
+    sizes = _whole_numbers("microbatch_sizes", _SIZES.value or default)
     timer = step_times.UpdateTimer(config, dataset, sizes, devices[:1], _SECONDS.value)
     times = step_times.step_times([timer.measure() for _ in range(_REPEATS.value)])
     origin = f"measured on {devices[0].device_kind}: {times}"
@@ -158,7 +163,9 @@ def _measured(study: Study, all_reduce: AllReduce) -> tuple[StepTimes, AllReduce
         shapes = step_times.model_shapes(config, dataset.train.images.shape[1:], dataset.num_classes)
         between = step_times.AllReduceTimer(shapes, devices, _SECONDS.value)
         all_reduce = step_times.all_reduce([between.measure() for _ in range(_REPEATS.value)])
-        origin += f"; between {len(devices)} of them: {all_reduce}"
+        origin += f"; the all-reduce between {len(devices)} of them"
+    else:
+        origin += "; the all-reduce ASSUMED"
     return times, all_reduce, origin
 
 
