@@ -24,8 +24,6 @@ __all__ = ["METRICS", "Engine"]
 # Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for images of more than 16×16
 # pixels, with which larger ones need temporaries that malloc takes from the system anew at each call.
 _MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_IMAGES = 1024, 64, 32
-# Each shape is compiled: with more batch sizes than this, microbatches come in powers of two.
-_FEW_BATCH_SIZES = 8
 
 
 class Engine:
@@ -81,7 +79,7 @@ class Engine:
         else:
             layout.check_microbatch_size(microbatch_size, self.ghost_batch_size, len(self.devices))
         self._microbatch_size = microbatch_size
-        self._few_shapes = not 0 < len(batch_sizes) <= _FEW_BATCH_SIZES
+        self._few_shapes = not 0 < len(batch_sizes) <= layout.FEW_BATCH_SIZES
         self._grow_devices = grow_devices
         self._layouts: dict[int, layout.Layout] = {}
 

@@ -13,6 +13,9 @@ import numpy as np
 
 from bsjax.errors import InvalidArgument
 
+# Each shape is compiled: with more batch sizes than this, microbatches come in powers of two.
+FEW_BATCH_SIZES = 8
+
 
 def check_batch_sizes(batch_sizes: Iterable[int], ghost_batch_size: int) -> None:
     """Refuses a batch that does not hold whole ghosts.

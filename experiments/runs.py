@@ -211,7 +211,7 @@ def surroundings() -> dict[str, Any]:
         "command": " ".join(["python", "-m", *sys.orig_argv[2:]]),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()],
-        "cores": len(_available_cores()),
+        "cores": len(available_cores()),
     }
 
 
@@ -252,7 +252,7 @@ def train_all(
         _check_same_run(config, folder)
     todo = {folder: config for folder, config in zip(folders, configs, strict=True) if not has_ended(folder)}
     if jobs is None:
-        jobs = len(_available_cores()) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
+        jobs = len(available_cores()) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
     jobs = min(jobs, len(todo))
     num_ended = len(set(folders)) - len(todo)
 
@@ -306,7 +306,7 @@ def _train_in_processes(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     cores, stop = context.Queue(), context.Event()
-    available = _available_cores()
+    available = available_cores()
     for job in range(jobs):
         cores.put(available[job::jobs] or available)
 
@@ -356,5 +356,6 @@ def _begin_worker(cores: Any, stop: Any) -> None:
         os.sched_setaffinity(0, cores.get())
 
 
-def _available_cores() -> list[int]:
+def available_cores() -> list[int]:
+    """The numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
