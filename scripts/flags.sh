@@ -74,5 +74,5 @@ quoted() { # WORD...: as they have to be written in a shell
 
 exec 3>&1      # where --dry_run prints, also where the output of a command is read
 call() { # COMMAND...: runs it, or prints it with --dry_run
-  if [[ ${flag[dry_run]} == true ]]; then quoted "$@" >&3; else "$@"; fi
+  if [[ ${flag[dry_run]} == true ]]; then quoted "$@" >&3; else "$@" 3>&-; fi
 }

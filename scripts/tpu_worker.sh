@@ -70,7 +70,7 @@ start() {
   # In a session of its own, away from the terminal: it outlives the connection, and is one group to signal.
   PATH=$PWD/.venv/bin:$PATH setsid scripts/tpu_worker.sh supervise "$@" >>"$notes/log" 2>&1 </dev/null &
   echo $! >"$notes/pid"
-  until running || [[ -e $notes/exit_code ]]; do sleep 0.05; done
+  while ! running && kill -0 $! 2>/dev/null; do sleep 0.05; done
 }
 
 supervise() {
