@@ -63,10 +63,10 @@ parse_flags() { # ARGUMENT...
   done
 }
 
-quoted() { # WORD...: as they have to be written in a shell
-  local word words=()
+quoted() { # WORD...: as they have to be written in a shell, sh included
+  local word words=() quote="'\\''"
   for word; do
-    if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then word=${word@Q}; fi
+    if ! [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then word="'${word//\'/$quote}'"; fi
     words+=("$word")
   done
   echo "${words[*]}"

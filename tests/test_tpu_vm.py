@@ -5,7 +5,6 @@ import pathlib
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -99,8 +98,9 @@ WORKER_TOOLS = {
 class Cloud:
     """The folder, and what to do with it."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, slurm_job_id: str):
         self.folder = folder
+        self.slurm_job_id = slurm_job_id
         self.processes = []
         (folder / "bin").mkdir(parents=True)
         (folder / "bucket").mkdir()
@@ -128,8 +128,8 @@ class Cloud:
             "ROOT": str(ROOT),
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "JAX_PLATFORMS": "cpu",
-            # What jax.distributed.initialize() reads; its coordinator's port comes from the job's number.
-            "SLURM_JOB_ID": str(free_port() - 61440),
+            # What jax.distributed.initialize() reads.
+            "SLURM_JOB_ID": self.slurm_job_id,
             "SLURM_STEP_NODELIST": "localhost",
             "SLURM_NTASKS": "2",
             "SLURM_STEP_NUM_NODES": "2",
@@ -179,17 +179,9 @@ class Cloud:
             process.communicate(timeout=TIMEOUT_S)
 
 
-def free_port():
-    for port in range(61441, 65535):
-        with socket.socket() as candidate:
-            if candidate.connect_ex(("localhost", port)):
-                return port
-    raise AssertionError("no port is free")
-
-
 @pytest.fixture
-def cloud(tmp_path):
-    cloud = Cloud(tmp_path / "cloud")
+def cloud(tmp_path, slurm_job_id):
+    cloud = Cloud(tmp_path / "cloud", slurm_job_id)
     yield cloud
     cloud.close()
 
@@ -287,17 +279,8 @@ def test_setup_fails_with_a_worker(cloud):
     assert [(cloud.home(worker) / "bsjax-run/ready").exists() for worker in range(2)] == [True, False]
 
 
-JAX_JOB = """
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize()
-total = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(jax.numpy.array([jax.process_index() + 1.0]))
-print("process", jax.process_index(), "of", jax.process_count(), "total", total, flush=True)
-"""
-
-
-def test_workers_compute_together(node):
-    node("run", "--resume", "--", "python", "-c", JAX_JOB)
+def test_workers_compute_together(node, psum_program):
+    node("run", "--resume", "--", "python", "-c", psum_program)
     for worker in range(2):
         assert f"process {worker} of 2 total [3.]" in node.note(worker, "log")
     assert "total [3.]" in node("logs", "--nofollow", "--worker=1")
@@ -400,7 +383,7 @@ def test_endless_preemptions_are_bounded(cloud):
 
 
 def test_slow_runs_are_no_fast_failures(cloud):
-    job = "echo >>$CLOUD/bucket/runs-$SLURM_PROCID; sleep 1.1; (($(wc -l <$CLOUD/bucket/runs-0) > 2)) || preempt SUSPENDED"
+    job = "cd $CLOUD/bucket; echo >>runs-$SLURM_PROCID; sleep 1.1; (($(wc -l <runs-0) > 2)) || preempt SUSPENDED"
     cloud("run", "--resume", "--fast_s=1", "--max_fast_failures=2", *bash(job))
     assert len(cloud.calls("create")) == 3
 
