@@ -23,8 +23,9 @@ class MetricWriter:
 
     @property
     def size(self) -> int:
-        """Bytes written, in the file as a whole."""
+        """Bytes in the file as a whole, all of them on the disk: a checkpoint that counts on them needs them."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:

@@ -16,15 +16,15 @@
 #   --name=NAME (bsjax)           --project=PROJECT (gcloud's)       --zone=ZONE (us-central1-a)
 #   --type=TYPE (v5litepod-8)     --runtime_version=VERSION (what Google names for the type)
 #   --spot                        cheaper; may be taken away at any moment
-#   --bucket=NAME                 a Cloud Storage bucket, mounted at bucket/: give it --workdir=bucket/...; its data/ is
-#                                 copied to where experiments look for prepared data
+#   --bucket=NAME                 a Cloud Storage bucket, mounted at bucket/: COMMAND has --workdir=bucket/...; its data/
+#                                 is copied to where experiments look for prepared data; its logs/ keeps the logs
 #   --repo=URL --ref=REF (main)   clones this instead of copying the working tree
 #   --create_flags="FLAGS"        more flags for gcloud's create, such as --network=NETWORK
 #   --worker=0 --lines=100 --nofollow           for logs
 #   --stop_s=120                                how long stop waits for the checkpoint, before SIGKILL
 #   --delete_when_complete                      run --resume deletes the node when the command is complete
-#   --poll_s=30 --grace_s=60                    run --resume: time between looks; time for a failure to turn out a pre-emption
-#   --fast_s=300 --max_fast_failures=3          run --resume: gives up after so many runs in a row of less than fast_s
+#   --poll_s=30 --grace_s=60                    time between looks; time for a failure to turn out to be a pre-emption
+#   --fast_s=300 --max_fast_failures=3          run --resume gives up after so many runs in a row of less than fast_s
 #   --dry_run                                   prints the commands instead
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -164,12 +164,18 @@ run() {
 
 run_until_complete() {
   local outcome code ran_s fast=0 # what attempt finds out
+  if [[ -z ${flag[bucket]} ]]; then say "no --bucket: what the run writes is lost with its node"; fi
+  trap 'say "the run goes on, and so does the bill; the same command attaches to it again"; exit 130' INT
   while :; do
     attempt
     case $outcome in
       complete)
         say "complete"
-        if [[ ${flag[delete_when_complete]} == true ]]; then delete; else say "still billed, until: scripts/tpu_vm.sh delete"; fi
+        if [[ ${flag[delete_when_complete]} == true ]]; then
+          delete
+        else
+          say "still billed, until: scripts/tpu_vm.sh delete"
+        fi
         return
         ;;
       failed)
@@ -201,7 +207,8 @@ follow() {
   local report unreachable=0
   while :; do
     sleep "${flag[poll_s]}"
-    if ! report=$(remote "bsjax/scripts/tpu_worker.sh status"); then
+    if ! report=$(remote "bsjax/scripts/tpu_worker.sh status" 2>&1); then # gcloud says much on stderr when all is well
+      echo "$report" >&2
       gone && return
       if ((++unreachable == 5)); then
         say "no answer from its workers"

@@ -79,7 +79,15 @@ supervise() {
   local code=0
   "$@" || code=$?
   echo "== $(date -u +%FT%TZ) ended with $code"
+  save_log || true
   echo "$code" >"$notes/exit_code"
+}
+
+save_log() { # where it outlives the machine
+  if mountpoint -q "$mount"; then
+    mkdir -p "$mount/logs"
+    cp "$notes/log" "$mount/logs/$(hostname)-$(date -u +%Y%m%d-%H%M%S).log"
+  fi
 }
 
 status() {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 
@@ -104,3 +105,13 @@ def test_show_nothing(file):
 
 def test_a_bar_that_saw_nothing_closes():
     Progress(2000, 100, file=Terminal()).close()
+
+
+def test_size_counts_what_is_on_the_disk(tmp_path, monkeypatch):
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda file: on_disk.append(os.fstat(file).st_size))
+    writer = MetricWriter(tmp_path / "metrics.jsonl")
+    writer.write(update=1)
+    assert on_disk == []  # not at each line: it would take too long
+    assert [writer.size] == on_disk == [len('{"update": 1}\n')]
+    writer.close()

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts/tpu_vm.sh"
-TIMEOUT_S = 20
+TIMEOUT_S = 120
 
 # The first line of $CLOUD/state is the queued resource's; `describe` moves on to the next one, if there is one, and
 # `create` begins with those in $CLOUD/states. A line "ACTION CODE" of $CLOUD/fail makes a call fail, once.
@@ -90,7 +90,7 @@ WORKER_TOOLS = {
     "mountpoint": "[[ -e ~/mounted ]]",
     # Once all workers have begun, their machines are switched off, this one last, and the state becomes what is given.
     "preempt": "cd $CLOUD/workers; until [[ -s 0/bsjax-run/pid && -s 1/bsjax-run/pid ]]; do sleep 0.05; done\n"
-    "echo $1 >$CLOUD/state\n"
+    "echo $1 >state.$SLURM_PROCID; mv state.$SLURM_PROCID $CLOUD/state\n"
     "kill -KILL -- -$(<$((1 - SLURM_PROCID))/bsjax-run/pid); kill -KILL -- -$(<$SLURM_PROCID/bsjax-run/pid)",
 }
 
@@ -280,9 +280,10 @@ def test_setup_fails_with_a_worker(cloud):
 
 
 def test_workers_compute_together(node, psum_program):
-    node("run", "--resume", "--", "python", "-c", psum_program)
+    assert "no --bucket" in node("run", "--resume", "--", "python", "-c", psum_program)
     for worker in range(2):
-        assert f"process {worker} of 2 total [3.]" in node.note(worker, "log")
+        (log,) = node.folder.glob(f"bucket/logs/worker-{worker}-*.log")
+        assert f"process {worker} of 2 total [3.]" in log.read_text()
     assert "total [3.]" in node("logs", "--nofollow", "--worker=1")
     assert sorted(re.findall("bsjax-run.*", node("status"))) == [f"bsjax-run worker-{i} ended 0" for i in range(2)]
 
@@ -342,7 +343,7 @@ def test_sigterm_before_the_news_is_a_preemption(node):
     job = """if [[ -e bucket/again ]]; then exit 0; fi
     touch bucket/again-$SLURM_PROCID; if [[ $SLURM_PROCID == 1 ]]; then exec sleep 30; fi
     until [[ -e bucket/again-1 ]]; do sleep 0.05; done
-    mv bucket/again-0 bucket/again; printf "ACTIVE\\nACTIVE\\nSUSPENDED\\n" >$CLOUD/state; exit 143"""
+    mv bucket/again-0 bucket/again; printf "ACTIVE\\nACTIVE\\nSUSPENDED\\n" >~/state; mv ~/state $CLOUD; exit 143"""
     # `gone` hears ACTIVE, and after the grace ACTIVE again; ssh and the next look find it suspended.
     output = node("run", "--resume", "--bucket=bucket", *bash(job), code=143)
     assert "ended with 143" in output and len(node.calls("create")) == 1
@@ -413,6 +414,15 @@ def test_resume_outlives_a_lost_connection(node):
     (node.folder / "bucket/go").touch()
     loop.communicate(timeout=TIMEOUT_S)
     assert loop.returncode == 0
+
+
+def test_an_interrupted_loop_leaves_the_run(node):
+    loop = node.start("run", "--resume", *bash("touch bucket/ready-$SLURM_PROCID; exec sleep 30"))
+    node.wait_for("ready-0", "ready-1")
+    loop.send_signal(signal.SIGINT)
+    assert "the run goes on, and so does the bill" in loop.communicate(timeout=TIMEOUT_S)[1]
+    assert loop.returncode == 130
+    assert node("status").count(" running") == 2
 
 
 def test_resume_gives_up_without_an_answer(node):
