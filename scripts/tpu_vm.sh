@@ -111,6 +111,7 @@ ask_for_node() {
 create() {
   local now before='' unknown=0
   now=$(state)
+  if [[ $now == UNKNOWN ]]; then return 1; fi
   if [[ $now =~ ^(FAILED|SUSPENDING|SUSPENDED|PREEMPTED)$ ]]; then
     say "$now: making it anew"
     delete || return
@@ -204,13 +205,15 @@ attempt() { # sets outcome to complete, failed (with a code) or again
 }
 
 follow() {
-  local report unreachable=0
+  local report looked unreachable=0
   while :; do
     sleep "${flag[poll_s]}"
     if ! report=$(remote "bsjax/scripts/tpu_worker.sh status" 2>&1); then # gcloud says much on stderr when all is well
       echo "$report" >&2
-      gone && return
-      if ((++unreachable == 5)); then
+      looked=0
+      gone || looked=$?
+      if ((looked == 0)); then return; fi
+      if ((looked == 1 && ++unreachable == 5)); then # an outage here, at 2, does not hurt the run: wait it out
         say "no answer from its workers"
         outcome=failed code=1
         return
@@ -231,10 +234,11 @@ follow() {
   if ((code)); then outcome=failed; fi
 }
 
-gone() { # whether the node was taken away, or deleted, which ends the loop
+gone() { # whether the node was taken away, or deleted, which ends the loop; 2 if that is not known
   case $(state) in
     SUSPENDING | SUSPENDED | PREEMPTED | FAILED) say "pre-empted" ;;
     MISSING | DELETING) deleted ;;
+    UNKNOWN) return 2 ;;
     *) return 1 ;;
   esac
 }

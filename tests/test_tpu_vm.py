@@ -233,9 +233,16 @@ def test_create_says_what_gcloud_says(cloud):
 
 
 def test_create_gives_up_when_gcloud_cannot_tell(cloud):
-    cloud.fail(*["describe 1"] * 9)
+    cloud.fail("describe 1")
     assert "describe fails on purpose" in cloud("create", code=1)
     assert not cloud.calls("create")
+    cloud.states("PROVISIONING")
+    assert cloud.start("create").stderr.readline().startswith("bsjax: asking for a v5litepod-8")
+    while len(cloud.calls("describe")) < 4:
+        time.sleep(0.02)
+    cloud.fail(*["describe 1"] * 5)
+    assert "describe fails on purpose" in cloud.processes[-1].communicate(timeout=TIMEOUT_S)[1]
+    assert cloud.processes[-1].returncode == 1
 
 
 def test_setup_brings_everything(cloud):
@@ -404,11 +411,12 @@ def test_resume_ends_when_somebody_deletes_what_it_waits_for(cloud):
     assert len(cloud.calls("create")) == 1
 
 
-def test_resume_outlives_a_lost_connection(node):
+@pytest.mark.parametrize("calls", [["ssh 255"] * 3, ["ssh 255", "describe 1"] * 7], ids=["ssh", "all of gcloud"])
+def test_resume_outlives_a_lost_connection(node, calls):
     job = bash("touch bucket/ready-$SLURM_PROCID; until [[ -e bucket/go ]]; do sleep 0.05; done")
     loop = node.start("run", "--resume", *job)
     node.wait_for("ready-0", "ready-1")
-    node.fail(*["ssh 255"] * 3)
+    node.fail(*calls)
     while (node.folder / "fail").read_text():
         time.sleep(0.02)
     (node.folder / "bucket/go").touch()
