@@ -411,6 +411,12 @@ def test_resume_ends_when_somebody_deletes_what_it_waits_for(cloud):
     assert len(cloud.calls("create")) == 1
 
 
+def test_resume_ends_when_somebody_deletes_what_it_sets_up(cloud):
+    cloud.tool("sudo", '#!/bin/sh\nrm -f "$CLOUD/state"; exit 1\n')
+    assert "deleted by somebody" in cloud("run", "--resume", "--", "true", code=1)
+    assert len(cloud.calls("create")) == 1
+
+
 @pytest.mark.parametrize("calls", [["ssh 255"] * 3, ["ssh 255", "describe 1"] * 7], ids=["ssh", "all of gcloud"])
 def test_resume_outlives_a_lost_connection(node, calls):
     job = bash("touch bucket/ready-$SLURM_PROCID; until [[ -e bucket/go ]]; do sleep 0.05; done")
@@ -418,6 +424,7 @@ def test_resume_outlives_a_lost_connection(node, calls):
     node.wait_for("ready-0", "ready-1")
     node.fail(*calls)
     while (node.folder / "fail").read_text():
+        assert loop.poll() is None
         time.sleep(0.02)
     (node.folder / "bucket/go").touch()
     loop.communicate(timeout=TIMEOUT_S)
