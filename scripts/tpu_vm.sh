@@ -143,11 +143,12 @@ setup() {
     remote "git init -q bsjax && cd bsjax && git fetch -q $(quoted "${flag[repo]}" "${flag[ref]:-main}") &&
       git checkout -q --force --detach FETCH_HEAD" || return
   else
-    local archive=${TMPDIR:-/tmp}/bsjax-$$.tar.gz # one file: scp --recurse takes a minute and .venv with it
+    local code=0 archive=${TMPDIR:-/tmp}/bsjax-$$.tar.gz # one file: scp --recurse takes a minute and .venv with it
     call tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='./.*_cache' \
       --exclude=./.hypothesis --exclude=__pycache__ . || return
-    tpus tpu-vm scp "$archive" "${flag[name]}:bsjax.tar.gz" --worker=all || return
+    tpus tpu-vm scp "$archive" "${flag[name]}:bsjax.tar.gz" --worker=all || code=$?
     call rm "$archive"
+    if ((code)); then return "$code"; fi
     remote "mkdir -p bsjax && tar -xzf bsjax.tar.gz -C bsjax" || return
   fi
   remote "bsjax/scripts/tpu_worker.sh setup ${flag[bucket]}"
