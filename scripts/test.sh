@@ -10,5 +10,7 @@ echo "== ruff format"
 .venv/bin/python -m ruff format --check .
 echo "== mypy: bsjax, experiments, scripts"
 .venv/bin/python -m mypy
+echo "== shellcheck"
+.venv/bin/shellcheck --external-sources scripts/*.sh .ci/run
 echo "== pytest: doctests of bsjax, tests"
 exec .venv/bin/python -m pytest "$@"

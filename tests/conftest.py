@@ -1,6 +1,7 @@
 """Eight devices on the CPU, and what the tests of the engine share."""
 
 import os
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +73,25 @@ def random_state():
         return TrainState(params, variables.get("batch_stats", {}), tx.init(jax.tree.map(jnp.asarray, params)))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def psum_program():
+    """A Python program for several processes: each adds up the processes' numbers, from 1."""
+    return """
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize()
+total = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(jax.numpy.array([jax.process_index() + 1.0]))
+print(f"process {jax.process_index()} of {jax.process_count()} total {total}", flush=True)
+"""
+
+
+@pytest.fixture
+def slurm_job_id():
+    """A job's number, from which `jax.distributed.initialize` computes a port that is free."""
+    for port in range(61441, 65535):
+        with socket.socket() as candidate:
+            if candidate.connect_ex(("localhost", port)):
+                return str(port - 61440)
+    raise AssertionError("no port is free")

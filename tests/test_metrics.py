@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 
 import pytest
 
-from bsjax.metrics import MetricWriter, Progress, read_metrics, write_json
+from bsjax.errors import RunError
+from bsjax.metrics import MetricWriter, Progress, holds, read_json, read_metrics, write_json
 
 
 class Terminal(io.StringIO):
@@ -104,3 +106,32 @@ def test_show_nothing(file):
 
 def test_a_bar_that_saw_nothing_closes():
     Progress(2000, 100, file=Terminal()).close()
+
+
+def test_flush_tells_what_is_on_the_disk(tmp_path, monkeypatch):
+    on_disk = []
+    monkeypatch.setattr(os, "fsync", lambda file: on_disk.append(os.fstat(file).st_size))
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricWriter(path)
+    writer.write(update=1)
+    assert on_disk == []  # not at each line: it would take too long
+    position = writer.flush()
+    assert [position.size] == on_disk == [len('{"update": 1}\n')]
+    writer.write(update=2)
+    writer.close()
+    assert holds(path, position)
+    path.write_bytes(path.read_bytes().replace(b"1", b"3"))
+    assert not holds(path, position)
+    path.write_bytes(b"")
+    assert not holds(path, position)
+    path.unlink()
+    assert not holds(path, position)
+
+
+def test_damaged_metrics_are_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"upd')
+    with pytest.raises(RunError, match=rf"^{path} cannot be read: "):
+        read_metrics(path)
+    with pytest.raises(RunError, match=r"summary.json cannot be read: .*No such file"):
+        read_json(tmp_path / "summary.json")
