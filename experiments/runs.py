@@ -297,7 +297,7 @@ def run_name(config: Config, reference: Config) -> str:
 
 def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:
     if time.time() < control.stop_at and not _is_worker_to_stop():
-        with contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
+        with _training, contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
             train(config, folder, control, show)
 
 
@@ -331,6 +331,7 @@ def _train_in_processes(
             raise workdirs.Interrupted(signum)
 
 
+_training = threading.Lock()  # is held while a process trains
 _stop_workers: Any = None  # in a worker, the event that ends its run
 
 
@@ -350,6 +351,8 @@ def _begin_worker(cores: Any, stop: Any) -> None:
         def stop_with_parent() -> None:
             parent.join()
             stop.set()
+            with _training:
+                os._exit(1)
 
         threading.Thread(target=stop_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):

@@ -1,6 +1,7 @@
 """Eight devices on the CPU, and what the tests of the engine share."""
 
 import os
+import signal
 import socket
 
 import jax
@@ -85,6 +86,14 @@ jax.distributed.initialize()
 total = jax.pmap(lambda x: jax.lax.psum(x, "i"), "i")(jax.numpy.array([jax.process_index() + 1.0]))
 print(f"process {jax.process_index()} of {jax.process_count()} total {total}", flush=True)
 """
+
+
+@pytest.fixture
+def heed_interrupts():
+    """Undoes what a shell's background job may have inherited: that SIGINT is ignored, here and in what is started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_any_layout_is_one_big_batch(
         for (batch_size, learning_rate, momentum), expected in zip(UPDATES, expected_metrics, strict=True):
             state, metrics = engine.update(state, examples_seen, batch_size, learning_rate, momentum)
             examples_seen += batch_size
-            assert_replicas_equal(metrics, expected, tolerance)
+            assert_replicas_equal(metrics[:, :3], expected, tolerance)
         assert metrics.dtype == dtype
         assert_replicas_equal((state.params, state.batch_stats), (params, running), tolerance)
 
@@ -268,7 +268,7 @@ def test_a_fixed_microbatch_compiles_once_for_all_batch_sizes(mlp_engine, num_de
 def test_many_batch_sizes_take_microbatches_in_powers_of_two(mlp_engine):
     batch_sizes = range(4, 84, 4)
     engine, state = mlp_engine(batch_sizes=batch_sizes)
-    microbatch_sizes = {engine.microbatch_size(size) for size in batch_sizes}
+    microbatch_sizes = {engine.layout(size).microbatch_size for size in batch_sizes}
     assert microbatch_sizes <= {1, 2, 4, 8, 16, 32, 64}
     for _ in range(2):
         for batch_size in batch_sizes:
@@ -279,7 +279,32 @@ def test_many_batch_sizes_take_microbatches_in_powers_of_two(mlp_engine):
 @pytest.mark.parametrize(("num_devices", "expected"), [(1, [8, 40, 50]), (8, [1, 5, 25])])
 def test_few_batch_sizes_take_each_the_microbatch_that_fits(mlp_engine, num_devices, expected):
     engine, _ = mlp_engine(num_devices, batch_sizes=[8, 40, 200])
-    assert [engine.microbatch_size(size) for size in (8, 40, 200)] == expected
+    assert [engine.layout(size).microbatch_size for size in (8, 40, 200)] == expected
+
+
+def test_devices_grow_with_the_batch(dataset, mlp_engine):
+    """From few devices to more, and back, as on one; each layout is the fastest by the layout's own measure."""
+    batch_sizes = [3, 20, 200]
+    engine, _ = mlp_engine(8, batch_sizes, grow_devices=True, augmentation="crop")
+    layouts = [engine.layout(size) for size in batch_sizes]
+    assert layouts == [(3, 1), (7, 3), (8, 25)]  # of three examples, a device each; 20 are 7 × 3 less one
+    single, expected = mlp_engine(1, batch_sizes, augmentation="crop")
+    state = engine.place(first_replica(expected))
+    start = 0
+    for batch_size, (num_devices, _) in zip([*batch_sizes, 3], [*layouts, layouts[0]], strict=True):
+        state, metrics = engine.update(state, start, batch_size, 0.1, 0.9)
+        expected, expected_metrics = single.update(expected, start, batch_size, 0.1, 0.9)
+        start += batch_size
+        assert {x.shape[0] for x in jax.tree.leaves(state)} == {num_devices}
+        np.testing.assert_allclose(metrics[0], expected_metrics[0], rtol=1e-5)
+        if batch_size < 200:
+            engine.compile_ahead(state, batch_sizes[batch_sizes.index(batch_size) + 1])  # for other devices
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+        first_replica(state),
+        first_replica(expected),
+    )
+    assert engine.evaluate(state) == pytest.approx(single.evaluate(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [16, 40], ids=["one microbatch", "several"])

@@ -7,9 +7,10 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from bsjax.checkpoint import Checkpoints
+from bsjax.checkpoint import Checkpoint, Checkpoints
 from experiments import paper_runs, presets, runs, studies
 from experiments.config import Config
 
@@ -51,7 +52,7 @@ def test_status(tmp_path):
     assert paper_runs.status(config, tmp_path / "run", dataset_size) == ("missing", "10,778 updates")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     for update in (180, 1200):
-        checkpoints.save(update, {"x": 1.0}, {})
+        checkpoints.save(Checkpoint(update, {"x": np.ones(1)}, {}))
     checkpoints.close()
     assert paper_runs.status(config, tmp_path / "run", dataset_size) == ("part", "update 1,200 of 10,778")
     for summary, outcome in (
