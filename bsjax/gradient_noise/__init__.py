@@ -15,9 +15,10 @@ gradient s_i of n_i examples, and ḡ = Σ s_i / n,
 .. math:: \widehat{\mathrm{tr}\,\Sigma} = \frac{\sum_i |s_i|^2 / n_i - n |\bar g|^2}{k - 1},
    \qquad \widehat{|G|^2} = |\bar g|^2 - \widehat{\mathrm{tr}\,\Sigma} \left(\frac{1}{n} - \frac{1}{N}\right)
 
-are unbiased at fixed parameters, because :math:`E|s_i|^2/n_i = n_i|G|^2 + \mathrm{tr}\,\Sigma`. The sum is one more scalar
-to all-reduce. Without 1/N the examples are independent draws and G is the population's; with it they are drawn from
-the N examples of the data set *without* replacement, as in an epoch, G is theirs, and Σ has the divisor N - 1.
+are unbiased at fixed parameters, because :math:`E|s_i|^2/n_i = n_i|G|^2 + \mathrm{tr}\,\Sigma`. The sum over shards is
+one more scalar to all-reduce. Without 1/N the examples are independent draws and G is the population's; with it
+they are drawn from the N examples of the data set *without* replacement, as in an epoch, G is theirs, and Σ has the
+divisor N - 1. The two |G|² differ by tr(Σ)/N, which matters once B_simple nears N.
 
 A ratio of unbiased numbers is biased, and one update's are noisy (|G|² may come out negative), so the two are smoothed
 apart and divided after. The loop of somebody who sums microbatches:
@@ -43,14 +44,14 @@ apart and divided after. The loop of somebody who sums microbatches:
 
 **Ghost batch norm** couples the examples of a ghost, so no example has a gradient of its own, and the gradient of a
 small batch depends on the ghost's size m. The independent draws are the ghosts: G is the mean over ghosts of a ghost's
-mean gradient (not the gradient with the statistics of the whole data set), tr(Σ) is m times the variance of that. The
-formulas hold as they are if each shard is made of whole ghosts: exactly with replacement; with 1/N, up to
-what the ghost's gradient has beyond a sum over its examples. Parts of one ghost are not independent, and as shards bias the
-result: where devices share ghosts, sum the parts before squaring.
+mean gradient (not the gradient with the statistics of the whole data set), and tr(Σ) is m times the variance of that.
+The formulas hold as they are if each shard is made of whole ghosts: exactly with replacement; with 1/N, as far as
+a ghost's gradient is a sum over its examples. The parts of one ghost are not independent, and as shards
+bias the result: where devices share ghosts, sum the parts before squaring.
 
-**Dropout and augmentation** are noise of the example's gradient like any other, but are drawn anew in each epoch: 1/N
-then subtracts too little, by their share of tr(Σ) over N. A batch that runs over the end of an epoch is treated as if
-it did not, which shifts |G|² by at most tr(Σ)/2N.
+**Dropout and augmentation** are noise of the example's gradient like any other, but drawn anew in each epoch: with
+1/N, |G|² comes out too large by their share of tr(Σ) over N. A batch that runs over the end of an epoch is treated
+as if it did not: |G|² comes out too large by at most tr(Σ)/N.
 
 **Float32** costs digits only where a shard is much larger than B_simple: the relative error of tr(Σ) is that
 of |s_i|² times 1 + n / (k B_simple).

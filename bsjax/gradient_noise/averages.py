@@ -101,7 +101,7 @@ def gradient_noise_scale(noise: Estimate | Averages) -> Any:
     """
     xp, (grad_sq, trace) = as_arrays(noise.grad_sq, noise.trace)
     ratio = xp.maximum(trace, 0.0) / xp.where(grad_sq > 0, grad_sq, 1.0)
-    return xp.where(grad_sq > 0, ratio, xp.where(trace > 0, xp.inf, xp.nan))[()]
+    return xp.where(grad_sq > 0, ratio, xp.where((grad_sq <= 0) & (trace > 0), xp.inf, xp.nan))[()]
 
 
 def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[Any, Any]:
@@ -148,6 +148,7 @@ def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[A
     low = np.where(c > 0, np.where(root > 0, c / divisor, np.inf), 0.0)
     bounded = (a > 0) & (root > 0)
     high = np.where(bounded, root / np.where(bounded, a, 1.0), np.inf)
+    low = np.minimum(low, high)  # of rounding, where there is no spread
     return np.where(known, low, np.nan)[()], np.where(known, high, np.nan)[()]
 
 

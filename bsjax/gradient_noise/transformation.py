@@ -52,7 +52,7 @@ def measure_gradient_noise(
       A transformation with state `GradientNoiseState`.
 
     Raises:
-      InvalidArgument: there is neither an axis nor a stack; in `update`, no number of examples.
+      InvalidArgument: a half-life of zero or less, or neither an axis nor a stack; in `update`, no number of examples.
       ValueError: in `update`, the gradients were summed over the axis already.
 
     Gradients of eight microbatches, stacked by vmap:
@@ -83,6 +83,8 @@ def measure_gradient_noise(
     >>> print(opt_state[0].latest.num_shards == jax.device_count())
     True
     """
+    if not half_life_examples > 0:
+        raise InvalidArgument("half_life_examples", half_life_examples, "a positive number")
     if axis_name is None and not stacked:
         raise InvalidArgument("axis_name", axis_name, "the name of a mapped axis, unless gradients are stacked")
 
