@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,8 +84,9 @@ def test_a_batch_over_the_end_of_an_epoch_shifts_little(tail):
 
 
 def test_a_batch_of_whole_epochs_takes_nothing_off():
-    grads = np.concatenate([GRADS, GRADS])
-    assert estimate_of(grads, (5, 5), dataset_size=5).grad_sq == pytest.approx(GRAD_SQ, rel=1e-12)
+    noise = estimate_of(np.concatenate([GRADS, GRADS]), (3, 7), dataset_size=5)
+    assert noise.trace > 1e-3
+    assert noise.grad_sq == pytest.approx(GRAD_SQ, rel=1e-12)
 
 
 @pytest.mark.parametrize("replacement", [True, False])
@@ -403,6 +405,25 @@ class TestConfidenceInterval:
         assert confidence_interval(averages) == pytest.approx(expected, rel=1e-6)
         assert gradient_noise_scale(averages) == pytest.approx(10.05)
 
+    def test_by_definition(self):
+        """Unequal updates: the roots of Fieller's parabola, with the sandwich variance of weighted means."""
+        noises, averages = TestAverages.NOISES, zero_averages()
+        for noise in noises:
+            averages = update_averages(averages, noise, 500.0)
+        seen = np.cumsum([noise.num_examples for noise in noises])
+        kept = [i for i, noise in enumerate(noises) if math.isfinite(noise.trace)]
+        weights = np.array([noises[i].num_examples * 0.5 ** ((seen[-1] - seen[i]) / 500) for i in kept])
+        weights /= weights.sum()
+        values = np.array([noises[i][:2] for i in kept])
+        q, t = weights @ values
+        effective_updates = 1 / (weights**2).sum()
+        covariance = np.einsum("t,ti,tj->ij", weights**2, values - [q, t], values - [q, t])
+        covariance /= 1 - 1 / effective_updates
+        v_qq, v_tt, v_tq = scipy.stats.t.ppf(0.7, effective_updates - 1) ** 2 * covariance[[0, 1, 0], [0, 1, 1]]
+        expected = np.sort(np.roots([q**2 - v_qq, -2 * (q * t - v_tq), t**2 - v_tt]))
+        assert expected[0] > 0
+        assert confidence_interval(averages, 0.4) == pytest.approx(tuple(expected), rel=1e-9)
+
     def test_one_update_has_none(self):
         averages = update_averages(zero_averages(), Estimate(1.0, 2.0, 10, 2), 100.0)
         assert np.isnan(confidence_interval(averages)).all()
@@ -434,7 +455,16 @@ def test_groups_add_up():
     by_layer = shard_term(sums, 2, lambda path: path.split("/")[0])
     assert {name: float(term) for name, term in by_layer.items()} == {"a": 7.0, "b": 8.0}
     assert float(shard_term(sums, 2)) == 15.0
-    assert {*shard_term(sums, 0, lambda path: path)} == {"a/kernel", "a/bias", "b/kernel"}
+    assert shard_term(sums, 0, lambda path: path) == {"a/kernel": 0.0, "a/bias": 0.0, "b/kernel": 0.0}
+
+
+def test_half_precision_is_squared_in_float32():
+    """Also complex numbers, by their modulus; and a tree may be empty."""
+    square = squared_norm(jnp.full(1000, 0.1, jnp.bfloat16))
+    assert square.dtype == jnp.float32
+    assert float(square) == pytest.approx(1000 * float(jnp.bfloat16(0.1)) ** 2, rel=1e-5)
+    assert float(squared_norm([jnp.array([3 + 4j]), jnp.array(2.0)])) == pytest.approx(29.0)
+    assert float(squared_norm({})) == 0.0
 
 
 def test_groups_are_estimated_apart():
