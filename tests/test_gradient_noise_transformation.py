@@ -120,6 +120,18 @@ def test_in_a_chain_the_rest_sees_the_mean():
     assert isinstance(optax.tree.get(state, "averages"), Averages)
 
 
+def test_partition_measures_groups_apart(float64, grads):
+    """Each label's state is that of its gradients alone; and every gradient is averaged."""
+    grads = jax.tree.map(lambda g: jnp.asarray(g[0]), grads)
+    tx = measure_gradient_noise(100.0, stacked=True)
+    both = optax.partition({"matrix": tx, "vector": tx}, {"kernel": "matrix", "bias": "vector"})
+    mean, state = jax.jit(both.update)(grads, both.init(PARAMS), num_examples=COUNTS)
+    for label, name in (("matrix", "kernel"), ("vector", "bias")):
+        alone_mean, alone = tx.update(grads[name], tx.init(PARAMS[name]), num_examples=COUNTS)
+        np.testing.assert_allclose(mean[name], alone_mean, rtol=1e-12)
+        np.testing.assert_allclose(state.inner_states[label].inner_state.averages, alone.averages, rtol=1e-12)
+
+
 def test_bfloat16_gradients_are_squared_in_float32():
     tx = measure_gradient_noise(100.0, num_examples=1, stacked=True)
     grads = jnp.array([[1.0, 2.0], [1.03125, 2.0]], jnp.bfloat16)

@@ -14,13 +14,13 @@ _MIN_EFFECTIVE_UPDATES = 1.5
 
 
 class Averages(NamedTuple):
-    """Exponential moving averages over updates, and their spread: plain floats, so `_asdict()` is JSON."""
+    """Exponential moving averages over updates, and their spread; on the host floats, so `_asdict()` is JSON."""
 
     weight: Any  # Σ w of the updates so far, in examples; 0 before the first
     grad_sq: Any  # Σ w |G|² / Σ w
     trace: Any  # Σ w tr(Σ) / Σ w
     weight_sq: Any  # Σ w²
-    # For the variance of the averages: means with weights w², and Σ w² (x - mean)(y - mean).
+    # For the variance of the averages: means with weights w², and the sums of w² (x - mean)(y - mean).
     center_grad_sq: Any
     center_trace: Any
     scatter_grad_sq: Any

@@ -14,7 +14,7 @@ from bsjax.gradient_noise.estimates import Estimate, estimate, shard_term, squar
 class GradientNoiseState(NamedTuple):
     """State of `measure_gradient_noise`."""
 
-    averages: Averages  # float32 scalars; the same on all devices
+    averages: Averages  # scalars; the same on all devices
     latest: Estimate  # the last update's
 
 
@@ -36,6 +36,9 @@ def measure_gradient_noise(
 
     Put it first in an `optax.chain`. It takes each shard's *mean* gradient, along a mapped axis (pmap, shard_map,
     vmap), along a leading axis of the gradients, or both, and hands on the mean over all examples.
+
+    What comes in must not be averaged yet: of equal gradients the noise is zero. For parameter groups apart, use
+    one for each label of `optax.partition`.
 
     Under `jax.shard_map`, `jax.grad` sums over the devices by itself, after which nothing can be measured:
     take the gradient at `jax.lax.pcast(params, axis_name, to="varying")`.
