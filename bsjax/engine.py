@@ -44,7 +44,7 @@ class Engine:
       label_smoothing, batch_norm_decay: see `bsjax.step.make_steps`.
       images_on: see `bsjax.feed.create_feeds`; the numbers are the same.
       devices: default, all of all processes.
-      grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.layout.choose`.
+      grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.layout.Layouts`.
 
     Attributes:
       identity: what the numbers depend on, for a checkpoint to know; the optimizer cannot be told.
@@ -72,16 +72,14 @@ class Engine:
         check_choice("images_on", images_on, IMAGES_ON)
         self.devices = list(devices or all_devices())
         self.ghost_batch_size = ghost_batch_size_of(model)
-        batch_sizes = sorted(set(batch_sizes))
-        layout.check_batch_sizes(batch_sizes, self.ghost_batch_size)
-        if microbatch_size is None:
-            self._max_microbatch_size = max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3])
-        else:
-            layout.check_microbatch_size(microbatch_size, self.ghost_batch_size, len(self.devices))
-        self._microbatch_size = microbatch_size
-        self._few_shapes = not 0 < len(batch_sizes) <= layout.FEW_BATCH_SIZES
-        self._grow_devices = grow_devices
-        self._layouts: dict[int, layout.Layout] = {}
+        # Chooses the number of devices, and the microbatch on each, that a batch size runs with.
+        self.layout = layout.Layouts(
+            batch_sizes,
+            self.ghost_batch_size,
+            self._numbers_of_devices(grow_devices),
+            max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3]),
+            microbatch_size,
+        )
 
         steps = make_steps(model, tx, label_smoothing, self.ghost_batch_size, batch_norm_decay)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
@@ -146,20 +144,12 @@ class Engine:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Mean cross-entropy and accuracy over the whole test split, each example once."""
         programs = self._on(jax.tree.leaves(state)[0].shape[0])
-        return programs.evaluate(state, self._candidates(len(programs.devices))[-1])
+        return programs.evaluate(state, self.layout.microbatch_sizes[len(programs.devices)][-1])
 
     def compile_ahead(self, state: TrainState, batch_size: int) -> None:
         """Begins to compile what a batch size needs, in the background."""
         num_devices, microbatch_size = self.layout(batch_size)
         self._on(num_devices).compile_ahead(state, batch_size, microbatch_size)
-
-    def layout(self, batch_size: int) -> layout.Layout:
-        """The number of devices, and the microbatch on each, that a batch size runs with."""
-        if batch_size not in self._layouts:
-            layout.check_batch_sizes([batch_size], self.ghost_batch_size)
-            candidates = {n: self._candidates(n) for n in self._numbers_of_devices()}
-            self._layouts[batch_size] = layout.choose(batch_size, candidates)
-        return self._layouts[batch_size]
 
     @property
     def num_compilations(self) -> int:
@@ -185,22 +175,10 @@ class Engine:
             self._programs[num_devices] = self._make_programs(first_of_each_process(self.devices, num_devices))
         return self._programs[num_devices]
 
-    def _numbers_of_devices(self) -> list[int]:
+    def _numbers_of_devices(self, grow: bool) -> range:
+        """As many of each process as of the others."""
         num_processes = len({device.process_index for device in self.devices})
-        return (
-            list(range(num_processes, self.num_devices + 1, num_processes))
-            if self._grow_devices
-            else [self.num_devices]
-        )
-
-    def _candidates(self, num_devices: int) -> list[int]:
-        """The microbatch sizes that are possible on so many devices."""
-        if self._microbatch_size is not None:
-            fits = layout.fits(self._microbatch_size, self.ghost_batch_size, num_devices)
-            return [self._microbatch_size] if fits else []
-        return layout.candidate_microbatch_sizes(
-            self.ghost_batch_size, num_devices, self._max_microbatch_size, self._few_shapes
-        )
+        return range(num_processes if grow else self.num_devices, self.num_devices + 1, num_processes)
 
     def _move(self, state: TrainState, programs: Programs) -> TrainState:
         if jax.tree.leaves(state)[0].shape[0] == len(programs.devices):

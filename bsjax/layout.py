@@ -6,7 +6,7 @@ weight 0. So any batch size runs with any microbatch size, and the order of exam
 every ghost, is the same in all layouts.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from bsjax.errors import InvalidArgument
 
 # Each shape is compiled: with more batch sizes than this, microbatches come in powers of two.
-FEW_BATCH_SIZES = 8
+_FEW_BATCH_SIZES = 8
 
 
 def check_batch_sizes(batch_sizes: Iterable[int], ghost_batch_size: int) -> None:
@@ -34,7 +34,7 @@ def check_batch_sizes(batch_sizes: Iterable[int], ghost_batch_size: int) -> None
 
 def check_microbatch_size(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> None:
     """Refuses a microbatch that neither holds whole ghosts nor shares them evenly with neighbouring devices."""
-    if microbatch_size < 1 or not fits(microbatch_size, ghost_batch_size, num_devices):
+    if microbatch_size < 1 or not _fits(microbatch_size, ghost_batch_size, num_devices):
         valid = candidate_microbatch_sizes(ghost_batch_size, num_devices, 2 * microbatch_size)
         nearest = min(valid, key=lambda size: abs(size - microbatch_size))
         allowed = f"a multiple of ghost_batch_size {ghost_batch_size}, or a share of it for {num_devices} devices"
@@ -58,7 +58,7 @@ def candidate_microbatch_sizes(
     [4, 8, 16, 32]
     """
     largest = max(max_microbatch_size, ghost_batch_size)
-    sizes = [size for size in range(1, largest + 1) if fits(size, ghost_batch_size, num_devices)]
+    sizes = [size for size in range(1, largest + 1) if _fits(size, ghost_batch_size, num_devices)]
     if powers_of_two:
         sizes = [size for size in sizes if size < ghost_batch_size or (size // ghost_batch_size).bit_count() == 1]
     return sizes
@@ -71,28 +71,67 @@ class Layout(NamedTuple):
     microbatch_size: int  # per device
 
 
-def choose(batch_size: int, candidates: Mapping[int, Sequence[int]]) -> Layout:
-    """The fastest layout for a batch size; of equal ones that with the largest microbatch, on the fewest devices.
+class Layouts:
+    """Chooses how each batch size runs: with microbatches of few shapes, on one of several numbers of devices.
 
-    A microbatch costs its examples, padding included, plus a fixed cost as of 1/16 of the largest candidate.
+    The fastest layout is taken; of equal ones that with the largest microbatch, on the fewest devices. A microbatch
+    costs its examples, padding included, plus a fixed cost as of 1/16 of the largest that is possible.
 
     Args:
-      batch_size: in examples.
-      candidates: for each possible number of devices, the possible microbatch sizes in increasing order.
+      batch_sizes: those that are to come. If they are many, microbatches come in powers of two.
+      ghost_batch_size: 1 without batch norm.
+      numbers_of_devices: the possible ones, in increasing order.
+      max_microbatch_size: per device.
+      microbatch_size: per device, for all batch sizes; None chooses one for each.
 
-    >>> sizes = candidate_microbatch_sizes(128, num_devices=1, max_microbatch_size=1024)
-    >>> [choose(size, {1: sizes}).microbatch_size for size in (128, 640, 3200, 5120)]
+    Raises:
+      InvalidArgument: a batch or microbatch size that does not hold whole ghosts.
+
+    >>> layouts = Layouts((128, 640, 3200, 5120), 128, numbers_of_devices=[1], max_microbatch_size=1024)
+    >>> [layouts(size).microbatch_size for size in (128, 640, 3200, 5120)]
     [128, 640, 640, 1024]
-    >>> choose(40, {n: candidate_microbatch_sizes(8, n, max_microbatch_size=64) for n in range(1, 9)})
+    >>> Layouts([40], 8, numbers_of_devices=range(1, 9), max_microbatch_size=64)(40)
     Layout(num_devices=5, microbatch_size=8)
     """
 
-    def cost(layout: Layout) -> tuple[float, int, int]:
-        num_devices, size = layout
-        fixed = candidates[num_devices][-1] / 16
-        return num_microbatches(batch_size, size, num_devices) * (size + fixed), -size, num_devices
+    def __init__(
+        self,
+        batch_sizes: Iterable[int],
+        ghost_batch_size: int,
+        numbers_of_devices: Iterable[int],
+        max_microbatch_size: int,
+        microbatch_size: int | None = None,
+    ):
+        batch_sizes = sorted(set(batch_sizes))
+        check_batch_sizes(batch_sizes, ghost_batch_size)
+        self._ghost_batch_size = ghost_batch_size
+        self._chosen: dict[int, Layout] = {}
+        numbers_of_devices = list(numbers_of_devices)
+        if microbatch_size is None:
+            many = not 0 < len(batch_sizes) <= _FEW_BATCH_SIZES
+            self.microbatch_sizes = {
+                n: candidate_microbatch_sizes(ghost_batch_size, n, max_microbatch_size, many)
+                for n in numbers_of_devices
+            }
+        else:
+            check_microbatch_size(microbatch_size, ghost_batch_size, numbers_of_devices[-1])
+            self.microbatch_sizes = {
+                n: [microbatch_size] for n in numbers_of_devices if _fits(microbatch_size, ghost_batch_size, n)
+            }
 
-    return min((Layout(n, size) for n, sizes in candidates.items() for size in sizes), key=cost)
+    def __call__(self, batch_size: int) -> Layout:
+        """The layout for a batch size, which need not be one of those that were announced."""
+        if batch_size not in self._chosen:
+            check_batch_sizes([batch_size], self._ghost_batch_size)
+
+            def cost(layout: Layout) -> tuple[float, int, int]:
+                num_devices, size = layout
+                fixed = self.microbatch_sizes[num_devices][-1] / 16
+                return num_microbatches(batch_size, size, num_devices) * (size + fixed), -size, num_devices
+
+            possible = (Layout(n, size) for n, sizes in self.microbatch_sizes.items() for size in sizes)
+            self._chosen[batch_size] = min(possible, key=cost)
+        return self._chosen[batch_size]
 
 
 def num_microbatches(batch_size: int, microbatch_size: int, num_devices: int) -> int:
@@ -126,8 +165,7 @@ def lay_out(indices: np.ndarray, start: int, microbatch_size: int, num_devices: 
     return np.moveaxis(addresses.reshape(3, count, num_devices, microbatch_size), 0, 2)
 
 
-def fits(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> bool:
-    """Whether a microbatch holds whole ghosts, or shares them evenly with neighbouring devices."""
+def _fits(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> bool:
     if microbatch_size % ghost_batch_size == 0:
         return True
     return ghost_batch_size % microbatch_size == 0 and num_devices % (ghost_batch_size // microbatch_size) == 0

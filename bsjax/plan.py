@@ -8,7 +8,7 @@ examples, so the last one may overshoot by less than a batch; there are no parti
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -178,9 +178,15 @@ class Plan:
             **{name: _decode_runs(runs) for name, runs in fields.items()},
         )
 
-    def table(self, max_rows: int = 16) -> str:
-        """A table of the phases for people to read; the middle of a long one is left out."""
-        header = ("updates", "from epoch", "batch size", "learning rate", "momentum", "noise scale")
+    def table(self, max_rows: int = 16, more: Mapping[str, Callable[[Phase], str]] | None = None) -> str:
+        """A table of the phases for people to read; the middle of a long one is left out.
+
+        Args:
+          max_rows: more phases than these are left out.
+          more: further columns, by their headers.
+        """
+        more = more or {}
+        header = ("updates", "from epoch", "batch size", "learning rate", "momentum", "noise scale", *more)
         rows = [header]
         for phase in self.phases:
             # The second value of a pair that does not change is left out.
@@ -196,6 +202,7 @@ class Plan:
                     _format_pair(phase.learning_rate),
                     _format_pair(phase.momentum),
                     _format_pair(noise),
+                    *(text_of(phase) for text_of in more.values()),
                 )
             )
         left_out = len(rows) - 1 - max_rows

@@ -272,19 +272,16 @@ def _update_times(plan: Plan, costs: Costs) -> Callable[[int, int], UpdateTime]:
     """A function from a batch size of the plan and a number of devices to what an update takes."""
     batch_sizes = set(plan.batch_sizes.tolist())
     ghost_batch_size = costs.ghost_batch_size
-    layout.check_batch_sizes(sorted(batch_sizes), ghost_batch_size)
-    many = len(batch_sizes) > layout.FEW_BATCH_SIZES
 
     @functools.cache
-    def candidates(num_devices: int) -> list[int]:
-        if costs.microbatch_size is None:
-            return layout.candidate_microbatch_sizes(ghost_batch_size, num_devices, costs.max_microbatch_size, many)
-        layout.check_microbatch_size(costs.microbatch_size, ghost_batch_size, num_devices)
-        return [costs.microbatch_size]
+    def layouts(num_devices: int) -> layout.Layouts:
+        return layout.Layouts(
+            batch_sizes, ghost_batch_size, [num_devices], costs.max_microbatch_size, costs.microbatch_size
+        )
 
     @functools.cache
     def time_of(batch_size: int, num_devices: int) -> UpdateTime:
-        _, size = layout.choose(batch_size, {num_devices: candidates(num_devices)})
+        size = layouts(num_devices)(batch_size).microbatch_size
         count = layout.num_microbatches(batch_size, size, num_devices)
         num_sharing = max(1, ghost_batch_size // size)
         shared_means_s = costs.num_shared_means * costs.all_reduce.seconds(0, num_sharing)

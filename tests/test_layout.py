@@ -76,13 +76,36 @@ def test_a_ghost_larger_than_the_largest_microbatch_is_allowed():
 def test_the_chosen_microbatch_wastes_little(num_ghosts, num_devices, ghost_batch_size):
     batch_size = num_ghosts * ghost_batch_size
     candidates = layout.candidate_microbatch_sizes(ghost_batch_size, num_devices, 256)
-    _, size = layout.choose(batch_size, {num_devices: candidates})
+    chosen = layout.Layouts([batch_size], ghost_batch_size, [num_devices], 256)(batch_size)
+    assert chosen.num_devices == num_devices
+    size = chosen.microbatch_size
     count = layout.num_microbatches(batch_size, size, num_devices)
     assert size in candidates
     if batch_size % num_devices == 0 and batch_size // num_devices in candidates:
         assert (size, count) == (batch_size // num_devices, 1)
     largest = candidates[-1]
     assert count * size <= layout.num_microbatches(batch_size, largest, num_devices) * largest
+
+
+@PROPERTY
+@given(st.integers(1, 400), st.integers(1, 16), st.sampled_from([1, 4, 32]))
+def test_more_devices_are_taken_only_where_they_are_faster(num_ghosts, num_devices, ghost_batch_size):
+    batch_size = num_ghosts * ghost_batch_size
+
+    def cost(layouts):
+        chosen = layouts(batch_size)
+        count = layout.num_microbatches(batch_size, chosen.microbatch_size, chosen.num_devices)
+        return count * (chosen.microbatch_size + max(64, ghost_batch_size) / 16), chosen.num_devices
+
+    every = [layout.Layouts([batch_size], ghost_batch_size, [n], 64) for n in range(1, num_devices + 1)]
+    growing = layout.Layouts([batch_size], ghost_batch_size, range(1, num_devices + 1), 64)
+    assert cost(growing)[0] <= min(cost(layouts)[0] for layouts in every)
+
+
+def test_a_fixed_microbatch_keeps_to_the_devices_that_can_share_its_ghosts():
+    layouts = layout.Layouts([8, 16], 8, range(1, 5), 64, microbatch_size=2)
+    assert layouts.microbatch_sizes == {4: [2]}
+    assert layouts(16) == (4, 2)
 
 
 @pytest.mark.parametrize(

@@ -108,11 +108,10 @@ def test_step_times_are_interpolated_and_never_better_than_measured():
 @given(plans, st.integers(1, 40), costs_of_anything)
 def test_prediction_is_a_plain_loop_over_the_updates(plan, num_devices, costs):
     ghost, largest = costs.ghost_batch_size, costs.max_microbatch_size
-    many = len(set(plan.batch_sizes)) > 8
-    candidates = layout.candidate_microbatch_sizes(ghost, num_devices, largest, powers_of_two=many)
+    layouts = layout.Layouts(plan.batch_sizes.tolist(), ghost, [num_devices], largest)
     seconds = 0.0
     for update in plan:
-        _, size = layout.choose(update.batch_size, {num_devices: candidates})
+        size = layouts(update.batch_size).microbatch_size
         for _ in range(0, update.batch_size, size * num_devices):
             seconds += costs.step_times.accumulate(size)
             if size < ghost:

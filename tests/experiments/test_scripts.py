@@ -41,6 +41,30 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
         ("train", [], 1, "flag --workdir=None: Flag --workdir must have a value"),
         ("train", ["--stop_after_s=0", "--workdir={}"], 2, "--stop_after_s is 0.0; it must be positive"),
         ("train", ["--dataset=fashion", "--workdir={}"], 2, "--dataset is 'fashion'; .*; nearest: fashion_mnist"),
+        ("train", ["--keep_checkpoints=0", "--workdir={}"], 2, "--keep_checkpoints is 0; it must be .*; nearest: 1"),
+        (
+            "train",
+            ["--devices=2.5", "--workdir={}"],
+            2,
+            "--devices is '2.5'; it must be all, auto, or a number up to 1",
+        ),
+        ("train", ["--devices=2", "--workdir={}"], 2, "--devices is '2'; it must be all, auto, or a number up"),
+        ("train", ["--fork_from={}-x", "--workdir={}"], 2, "--fork_from is .*; it must be the folder of a run with ch"),
+        ("train", ["--num_processes=2", "--workdir={}"], 2, "--multihost is False; it must be set where num_processes"),
+        (
+            "train",
+            ["--multihost", "--process_id=0", "--workdir={}"],
+            2,
+            "--coordinator_address is None; it must be set",
+        ),
+        ("train", ["--multihost", "--workdir={}"], 2, "--multihost is True; it must be on Cloud TPU, Slurm or Kub"),
+        (
+            "train",
+            ["--multihost", "--coordinator_address=x:1", "--num_processes=2", "--process_id=2", "--workdir={}"],
+            2,
+            "--process_id is 2; it must be from 0 to 1",
+        ),
+        ("plan", ["--num_devices=0"], 2, "--num_devices is 0; it must be a whole number >= 1; nearest: 1"),
         ("plan", ["--dataset_size=0"], 2, "--dataset_size is 0; it must be a whole number >= 1"),
         ("figure5", ["--seeds=0", "--workdir={}"], 2, "--seeds is 0; it must be a whole number >= 1; nearest: 1"),
     ],
@@ -82,6 +106,9 @@ def test_plan_prints_the_papers_numbers():
     printed = call("plan", *arguments).stdout
     assert re.search(r"391 +160.01 +5,120 +0.032 +0.9 +2.805\n29,142 updates", printed)
     assert "2.68 times fewer updates than the 78,125 of the recipe" in printed
+    printed = call("plan", *arguments, "--num_devices=8").stdout
+    assert re.search(r"23,438 +0.00 +128 .* 8 +16\n", printed)
+    assert re.search(r"391 +160.01 +5,120 .* 8 +640\n", printed)
     assert sum(count for count, _ in json.loads(call("plan", *arguments, "--json").stdout)["batch_sizes"]) == 29_142
 
 
@@ -147,3 +174,27 @@ def test_the_other_figures_end_to_end(tmp_path):
         rows = read_csv(tmp_path / f"{figure}.csv")
         groups[figure] = {tuple(row[key] for key in keys if key in row) for row in rows}
     assert {figure: len(group) for figure, group in groups.items()} == {"figure2": 3, "figure4": 6, "figure8": 6}
+
+
+def test_a_fork_tries_a_larger_batch_from_there_on(tmp_path):
+    flags = ["--model=mlp", "--model_width=8", "--num_epochs=2", "--lr_decay_epochs=1"]
+    parent, child = tmp_path / "parent", tmp_path / "child"
+    assert call("train", *flags, f"--workdir={parent}").returncode == 0
+    longer = ["--num_epochs=3", "--batch_size=80", "--learning_rate=0.1", f"--fork_from={parent}", f"--workdir={child}"]
+    result = call("train", *flags, *longer)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((child / "summary.json").read_text())
+    assert summary["num_updates"] == 18  # one epoch, 1,437 examples from 2,880 on
+    assert summary["examples_seen"] == 2880 + 18 * 80
+    assert json.loads((child / "config.json").read_text())["forked_from"] == str(parent)
+    assert call("train", *flags, *longer).stdout == f"{child} is complete.\n{result.stdout}"
+
+    result = call("train", *flags, f"--fork_from={parent}", f"--workdir={tmp_path / 'over'}")
+    assert result.returncode == 2
+    assert "--num_epochs is 2.0; it must be above the 2.00418 epochs that" in result.stderr
+    result = call("train", *flags, *longer[:-2], f"--workdir={child}")
+    assert result.returncode == 2
+    assert f"it has fork_from '{parent}' there, None here" in result.stderr
+    result = call("train", *flags, *longer[:-1], "--model_width=9", f"--workdir={tmp_path / 'other'}")
+    assert result.returncode == 1
+    assert "is float32[8] there, float32[9] here" in result.stderr
