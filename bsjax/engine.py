@@ -131,7 +131,7 @@ class Engine:
           stop: whether this process wants to stop, which may differ between them.
 
         Returns:
-          The new state, and float [devices, 4], on each device the same: `METRICS` of this update, and on how
+          The new state, and float [devices, 5], on each device the same: `METRICS` of this update, and on how
           many devices their process wants to stop. Neither has been waited for.
         """
         num_devices, microbatch_size = self.layout(batch_size)
@@ -150,6 +150,14 @@ class Engine:
         """Begins to compile what a batch size needs, in the background."""
         num_devices, microbatch_size = self.layout(batch_size)
         self._on(num_devices).compile_ahead(state, batch_size, microbatch_size)
+
+    def num_shards(self, batch_size: int) -> int:
+        """How many microbatches, whose gradients are independent, an update has on all devices.
+
+        0 where devices share ghosts: parts of a ghost are not independent, so their spread is not the noise.
+        """
+        microbatch_size = self.layout(batch_size).microbatch_size
+        return 0 if microbatch_size < self.ghost_batch_size else -(-batch_size // microbatch_size)
 
     @property
     def num_compilations(self) -> int:

@@ -35,6 +35,10 @@ class RunError(RuntimeError):
     """A run cannot go on, though its arguments are right: a file is damaged, a folder in use, the loss not finite."""
 
 
+class DivergedError(RunError):
+    """The loss, or its gradient, is not finite any more."""
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     """Returns value if it is one of choices, else raises with the choice that looks most like it.
 

@@ -16,7 +16,7 @@ from bsjax.normalization import AXIS_NAME
 from bsjax.parallel import Program, first_replica, local_part, replicate, shapes_of
 from bsjax.step import Microbatch, Steps, TrainState
 
-METRICS = ("loss", "accuracy", "grad_norm")  # of an update
+METRICS = ("loss", "accuracy", "grad_norm", "weighted_grad_sq")  # of an update, see `bsjax.step.make_steps`
 _NUM_HYPERPARAMS = 3  # learning rate, momentum, and whether to stop
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from bsjax.gradient_noise import shard_term
 from bsjax.normalization import AXIS_NAME
 
 
@@ -42,6 +43,7 @@ class Accumulator(NamedTuple):
     loss: jax.Array
     num_correct: jax.Array
     num_examples: jax.Array
+    weighted_grad_sq: jax.Array  # of the gradient noise scale, see `bsjax.gradient_noise.shard_term`
 
 
 class Steps(NamedTuple):
@@ -65,7 +67,9 @@ def make_steps(
     r"""The training functions of a model and an optimizer.
 
     Metrics are of the update's whole batch: `loss` is the mean cross-entropy (with label smoothing,
-    without weight decay), `accuracy` a fraction, `grad_norm` the global norm of the mean gradient.
+    without weight decay), `accuracy` a fraction, `grad_norm` the global norm of the mean gradient, and
+    `weighted_grad_sq` :math:`\sum_i |s_i|^2 / n_i` over the summed gradients of all microbatches of n_i examples:
+    with `grad_norm`, what `bsjax.gradient_noise.estimate` needs (0 where there is only one microbatch).
     Running averages take up the mean of the update's G ghosts with weight :math:`1 - decay^G`.
 
     Args:
@@ -92,7 +96,7 @@ def make_steps(
         losses = optax.softmax_cross_entropy(logits, targets)
         return (losses * microbatch.weights).sum(), (logits, updated.get("ghost_stats", {}))
 
-    def sums(state: TrainState, microbatch: Microbatch) -> Accumulator:
+    def sums(state: TrainState, microbatch: Microbatch, is_shard: bool = True) -> Accumulator:
         grad_fn = jax.value_and_grad(summed_loss, has_aux=True)
         (loss, (logits, ghost_stats)), grads = grad_fn(state.params, state.batch_stats, microbatch)
         # A ghost counts by its real examples on this device: 1, 0 for padding, a fraction where devices share it.
@@ -106,6 +110,7 @@ def make_steps(
             loss=loss,
             num_correct=_num_correct(logits, microbatch),
             num_examples=microbatch.weights.sum(),
+            weighted_grad_sq=shard_term(grads, microbatch.weights.sum()) if is_shard else jnp.zeros(()),
         )
 
     def init(key: jax.Array, images: jax.Array) -> TrainState:
@@ -118,7 +123,7 @@ def make_steps(
     def zero_accumulator(state: TrainState) -> Accumulator:
         zero = jnp.zeros(())
         grads, ghost_stats = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
-        return Accumulator(grads, ghost_stats, num_ghosts=zero, loss=zero, num_correct=zero, num_examples=zero)
+        return Accumulator(grads, ghost_stats, zero, zero, zero, zero, zero)
 
     def accumulate(accumulator: Accumulator, state: TrainState, microbatch: Microbatch) -> Accumulator:
         return jax.tree.map(jnp.add, accumulator, sums(state, microbatch))
@@ -138,11 +143,12 @@ def make_steps(
             "loss": total.loss / total.num_examples,
             "accuracy": total.num_correct / total.num_examples,
             "grad_norm": optax.tree.norm(grads),
+            "weighted_grad_sq": total.weighted_grad_sq,
         }
         return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
 
     def train_step(state: TrainState, microbatch: Microbatch, hyperparams: dict) -> tuple[TrainState, dict]:
-        return apply_update(state, sums(state, microbatch), hyperparams)
+        return apply_update(state, sums(state, microbatch, is_shard=jax.lax.axis_size(AXIS_NAME) > 1), hyperparams)
 
     def eval_step(state: TrainState, microbatch: Microbatch) -> dict:
         """Sums over the devices' examples."""

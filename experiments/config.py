@@ -72,6 +72,9 @@ class Config:
     )
     batch_share: float = _field(1.0, "Share of the decay that becomes batch, in (0, 1]; 0.5 with sqrt is Seesaw.")
 
+    noise_half_life_epochs: float = _field(
+        0.5, "Half-life, in epochs, of the averages behind the gradient noise scale."
+    )
     microbatch_size: int | None = _field(None, "Examples per device at once; default, chosen for each batch size.")
     seed: int = _field(0, "Seed of parameters, example order, augmentation and dropout.")
     eval_every_epochs: float = _field(1.0, "Evaluate this often, in epochs.")
@@ -97,7 +100,7 @@ class Config:
         if list(self.lr_decay_epochs) != sorted(set(self.lr_decay_epochs)):
             nearest = ",".join(f"{epoch:g}" for epoch in sorted(set(self.lr_decay_epochs)))
             raise InvalidArgument("lr_decay_epochs", self.lr_decay_epochs, "in increasing order", nearest)
-        for name in ("eval_every_epochs", "log_every_epochs"):
+        for name in ("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(name, getattr(self, name), "positive", 1)
         if self.seed < 0:

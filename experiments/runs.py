@@ -24,7 +24,7 @@ from bsjax import InvalidArgument, loop
 from bsjax import workdir as workdirs
 from bsjax.checkpoint import Checkpoint, Checkpoints
 from bsjax.data import Dataset, load_dataset
-from bsjax.errors import check_choice
+from bsjax.errors import DivergedError, check_choice
 from bsjax.feed import IMAGES_ON
 from bsjax.metrics import read_json, read_metrics
 from bsjax.parallel import first_replica, is_first_process, largest_of_all_processes
@@ -125,7 +125,7 @@ def train(
     if has_ended(workdir):
         ended = read_summary(workdir)
         if not ended["completed"]:
-            raise loop.DivergedError(ended["error"])
+            raise DivergedError(ended["error"])
         return ended
     dataset = load_dataset(run.dataset, control.data_dir)
     fork, start = None, there.get("start", 0)
@@ -149,6 +149,7 @@ def train(
             run.log_every_epochs,
             control.checkpoint_every_epochs,
             control.keep_checkpoints,
+            noise_half_life_epochs=run.noise_half_life_epochs,
             should_stop=lambda: caught() is not None or time.time() > control.stop_at or _is_worker_to_stop(),
             about={"config": dataclasses.asdict(run), **forked, **surroundings()},
             fork=fork,
@@ -297,7 +298,7 @@ def run_name(config: Config, reference: Config) -> str:
 
 def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:
     if time.time() < control.stop_at and not _is_worker_to_stop():
-        with _training, contextlib.suppress(loop.DivergedError, StoppedEarly):  # its files say so
+        with _training, contextlib.suppress(DivergedError, StoppedEarly):  # its files say so
             train(config, folder, control, show)
 
 

@@ -17,7 +17,7 @@ import pytest
 from bsjax import InvalidArgument, Plan, Recipe, loop
 from bsjax.checkpoint import Checkpoints
 from bsjax.engine import Engine
-from bsjax.errors import RunError
+from bsjax.errors import DivergedError, RunError
 from bsjax.models import CNN, MLP
 from bsjax.optimizers import OPTIMIZERS, create_optimizer
 from bsjax.parallel import first_replica
@@ -319,9 +319,7 @@ def test_a_full_disk_ends_the_run_and_spoils_nothing(train, make_engine):
 
 def test_after_divergence_the_last_good_checkpoint_stays(train, make_engine):
     plan = Plan(48, [8] * 12, [0.1] * 6 + [1e30] * 6, [0.9] * 12)
-    with pytest.raises(
-        loop.DivergedError, match=r"at update 7 .* learning_rate 1e\+30, momentum 0.9, gradient norm nan"
-    ):
+    with pytest.raises(DivergedError, match=r"at update 7 .* learning_rate 1e\+30, momentum 0.9, gradient norm nan"):
         train(make_engine(), "run", plan=plan)
     workdir, _ = train(make_engine(), "other", 6, plan=plan)
     state, number = last_state(workdir.with_name("run"), make_engine())

@@ -10,8 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from bsjax import gradient_noise
 from bsjax.engine import METRICS, Engine
-from bsjax.loop import DivergedError, train
+from bsjax.errors import DivergedError
+from bsjax.loop import train
 from bsjax.metrics import read_metrics
 from bsjax.models import MLP
 from bsjax.optimizers import create_optimizer
@@ -45,6 +47,9 @@ class FakeEngine:
         self.events.append(("update", update))
         return self.place({"updates": np.int32(update + 1)}), FakeMetrics(update, self)
 
+    def num_shards(self, batch_size):
+        return 1
+
     def evaluate(self, state):
         self.events.append(("evaluate", int(first_replica(state)["updates"])))
         return {"test_loss": 1.0, "test_accuracy": 0.25}
@@ -62,7 +67,7 @@ class FakeMetrics:
     @property
     def addressable_shards(self):
         self.engine.events.append(("read", self.update))
-        values = np.array([[self.engine.losses[self.update], 0.5, 2.0, 0.0]])
+        values = np.array([[self.engine.losses[self.update], 0.5, 2.0, 0.0, 0.0]])
         return [types.SimpleNamespace(data=values)]
 
 
@@ -160,6 +165,12 @@ def test_summary(tmp_path):
         "compile_stall_time_s": 0.0,
         "num_compilations": 0,
         "num_devices": 1,
+        "grad_sq": None,
+        "grad_trace": None,
+        "gradient_noise_scale": None,
+        "gradient_noise_scale_low": None,
+        "gradient_noise_scale_high": None,
+        "gradient_noise_scale_reason": "one microbatch on one device: at least two are needed",
     }
 
 
@@ -232,10 +243,44 @@ def test_a_run_is_its_updates_one_after_the_other(tmp_path, make_dataset):
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line]
     assert [line["update"] for line in lines] == [13, 15, 16]
     for line, stretch in zip(lines, (slice(13), slice(13, 15), slice(15, 16)), strict=True):
-        means = np.average(values[stretch], axis=0, weights=BATCH_SIZES[stretch])[: len(METRICS)]
-        assert [line[f"train_{name}"] for name in METRICS] == pytest.approx(means, rel=1e-6)
+        means = np.average(values[stretch], axis=0, weights=BATCH_SIZES[stretch])
+        assert [line[f"train_{name}"] for name in METRICS[:3]] == pytest.approx(means[:3], rel=1e-6)
     assert summary["num_devices"] == 2
     assert summary["num_compilations"] == engine.num_compilations + 1  # the evaluation
     evaluation = engine.evaluate(state)
     assert {name: summary[f"final_{name}"] for name in evaluation} == evaluation
     assert lines[0]["train_loss"] > 1.2 * lines[-1]["train_loss"]  # it learns
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_noise_scale_is_that_of_the_updates(tmp_path, make_dataset, num_devices):
+    """What is logged is made of what the updates return, by the estimator's own functions."""
+    dataset = make_dataset(N)
+
+    def make_engine():
+        model, tx = MLP(10, depth=1, width=8), create_optimizer("momentum")
+        devices = jax.devices()[:num_devices]
+        return Engine(model, tx, dataset, np.unique(BATCH_SIZES), microbatch_size=4, devices=devices)
+
+    summary = train(make_engine(), PLAN, tmp_path, log_every_epochs=5.0, noise_half_life_epochs=2.0, show="none")
+    engine = make_engine()
+    state, averages, expected = engine.init(), gradient_noise.zero_averages(), {}
+    for update in PLAN:
+        state, metrics = engine.update(state, *update[1:])
+        _, _, grad_norm, weighted, _ = first_replica(metrics).astype(np.float64)
+        shards = -(-update.batch_size // 4)
+        noise = gradient_noise.estimate(weighted, grad_norm**2, update.batch_size, shards, N)
+        averages = gradient_noise.update_averages(averages, noise, 2 * N)
+        expected[update.update + 1] = (
+            gradient_noise.gradient_noise_scale(averages),
+            *gradient_noise.confidence_interval(averages),
+            averages.grad_sq,
+            averages.trace,
+        )
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line]
+    names = ("gradient_noise_scale", "gradient_noise_scale_low", "gradient_noise_scale_high", "grad_sq", "grad_trace")
+    for line in lines:
+        numbers = [math.inf if line[name] is None else line[name] for name in names]
+        assert numbers == pytest.approx(expected[line["update"]], rel=1e-5)
+    assert summary["gradient_noise_scale"] == pytest.approx(expected[16][0], rel=1e-6)
+    assert summary["gradient_noise_scale_reason"] is None

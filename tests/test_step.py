@@ -96,6 +96,12 @@ def test_an_update_of_softmax_regression(float64, label_smoothing, num_microbatc
     for name, grad in grads.items():
         expected = PARAMS["Dense_0"][name] - 0.3 * grad
         np.testing.assert_allclose(state.params["Dense_0"][name], expected, rtol=1e-12)
+    expected_metrics["weighted_grad_sq"] = 0.0
+    if num_microbatches > 1:
+        for start in range(0, size, 12 // num_microbatches):
+            part = slice(start, min(size, start + 12 // num_microbatches))
+            mean, _ = softmax_regression_by_numpy(IMAGES[part], LABELS[part], label_smoothing)
+            expected_metrics["weighted_grad_sq"] += (part.stop - start) * sum((g**2).sum() for g in mean.values())
     assert metrics == pytest.approx(expected_metrics, rel=1e-12)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import special
 
 from bsjax.errors import InvalidArgument
-from bsjax.gradient_noise.estimates import Estimate, as_arrays
+from bsjax.gradient_noise.estimates import Estimate, as_arrays, unwrapped
 
 # Below this many updates' worth of weight the spread between updates says nothing.
 _MIN_EFFECTIVE_UPDATES = 1.5
@@ -82,7 +82,7 @@ def update_averages(averages: Averages, noise: Estimate, half_life_examples: flo
         # West's update of a weighted scatter: differences only, so that nothing cancels.
         *(kept**2 * s + w**2 * (1 - share_sq) * p for s, p in zip(scatters, products, strict=True)),
     )
-    return Averages(*(x[()] for x in new))
+    return Averages(*map(unwrapped, new))
 
 
 def gradient_noise_scale(noise: Estimate | Averages) -> Any:
@@ -101,7 +101,7 @@ def gradient_noise_scale(noise: Estimate | Averages) -> Any:
     """
     xp, (grad_sq, trace) = as_arrays(noise.grad_sq, noise.trace)
     ratio = xp.maximum(trace, 0.0) / xp.where(grad_sq > 0, grad_sq, 1.0)
-    return xp.where(grad_sq > 0, ratio, xp.where((grad_sq <= 0) & (trace > 0), xp.inf, xp.nan))[()]
+    return unwrapped(xp.where(grad_sq > 0, ratio, xp.where((grad_sq <= 0) & (trace > 0), xp.inf, xp.nan)))
 
 
 def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """What one update says of |G|² and tr(Σ), without bias."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,11 +89,33 @@ def estimate(
     variance = 1 / xp.maximum(n, 1)  # of the mean gradient, per tr(Σ)
     if dataset_size is not None:
         variance = xp.maximum(variance - 1 / dataset_size, 0)
-    return Estimate(*(x[()] for x in (mean_grad_sq - trace * variance, trace, n, k)))
+    return Estimate(*(unwrapped(x) for x in (mean_grad_sq - trace * variance, trace, n, k)))
+
+
+class _Numbers:
+    """What is needed of numpy, for Python's numbers: an update's worth of it in microseconds."""
+
+    nan, inf = math.nan, math.inf
+    isfinite = staticmethod(math.isfinite)
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def where(condition: bool, x: float, y: float) -> float:
+        return x if condition else y
 
 
 def as_arrays(*values: Any) -> tuple[Any, list]:
-    """numpy and float64 arrays; where there is a JAX array, jax.numpy and arrays of its precision."""
+    """numpy and float64 arrays; where there is a JAX array, jax.numpy and arrays of its precision.
+
+    Where all are Python's numbers, these, and the functions that numpy has for them.
+    """
+    if all(isinstance(value, (int, float)) for value in values):
+        return _Numbers, list(values)
     if any(isinstance(value, jax.Array) for value in values):
         return jnp, [jnp.asarray(value) for value in values]
     return np, [np.asarray(value, np.float64) for value in values]
+
+
+def unwrapped(x: Any) -> Any:
+    """A scalar for an array without axes."""
+    return x[()] if hasattr(x, "__getitem__") else x

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from bsjax import InvalidArgument
-from bsjax.loop import DivergedError
+from bsjax.errors import DivergedError
 from experiments import runs
 from experiments.config import Config
 
