@@ -102,7 +102,7 @@ class Progress:
     Args:
       num_examples: position in the example stream where the run ends.
       dataset_size: an epoch.
-      show: "auto", or "none" to show nothing.
+      show: "auto"; "noise" for the gradient noise scale as well; or "none" to show nothing.
       file: where; default, stderr.
       start: position in the example stream where the run begins.
     """
@@ -118,7 +118,7 @@ class Progress:
         self._shown_at = 0.0
         self._show = show
         self._bar = None
-        if show == "auto" and self._file.isatty():
+        if show != "none" and self._file.isatty():
             import tqdm  # here, so that training needs it on terminals alone
 
             layout = "{percentage:3.0f}% |{bar:20}| {desc}"
@@ -136,7 +136,7 @@ class Progress:
     def evaluated(self, **latest: Any) -> None:
         """Takes in an evaluation; without a bar, prints a line."""
         self._latest.update(latest)
-        if self._bar is None and self._show == "auto":
+        if self._bar is None and self._show != "none":
             print(self.line(), file=self._file, flush=True)
 
     def line(self) -> str:
@@ -159,6 +159,9 @@ class Progress:
             parts.append(f"loss {values['train_loss']:.4f}")
         if "test_accuracy" in values:
             parts.append(f"test {100 * values['test_accuracy']:.2f} %")
+        if self._show == "noise":
+            scale = values.get("gradient_noise_scale")
+            parts.append("noise scale unknown" if scale is None else f"noise scale {scale:,.0f}")
         speed = values.get("examples_per_second")
         if speed:
             seconds = max(0, self._num_examples - values["examples_seen"]) / speed

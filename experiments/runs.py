@@ -51,6 +51,7 @@ class Control(NamedTuple):
     devices: str = "all"
     checkpoint_every_epochs: float = 10.0
     keep_checkpoints: int = 2
+    show_noise: bool = False
     stop_at: float = math.inf  # by the clock of time.time()
 
 
@@ -66,6 +67,7 @@ def define_flags() -> None:
     often = "Checkpoint this often, in epochs; also where the batch size changes, and at the end."
     flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, often)
     flags.DEFINE_integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "How many of the newest checkpoints stay.")
+    flags.DEFINE_bool("show_noise", _DEFAULT.show_noise, "Show the gradient noise scale in the progress.")
     flags.DEFINE_float("stop_after_s", None, "Stop cleanly after this many seconds; the same command goes on.")
 
 
@@ -81,7 +83,13 @@ def control_from_flags() -> Control:
     images_on = check_choice("images_on", values.images_on, IMAGES_ON)
     stop_at = math.inf if values.stop_after_s is None else time.time() + values.stop_after_s
     return Control(
-        values.data_dir, images_on, values.devices, values.checkpoint_every_epochs, values.keep_checkpoints, stop_at
+        values.data_dir,
+        images_on,
+        values.devices,
+        values.checkpoint_every_epochs,
+        values.keep_checkpoints,
+        values.show_noise,
+        stop_at,
     )
 
 
@@ -153,7 +161,7 @@ def train(
             should_stop=lambda: caught() is not None or time.time() > control.stop_at or _is_worker_to_stop(),
             about={"config": dataclasses.asdict(run), **forked, **surroundings()},
             fork=fork,
-            show=show,
+            show="noise" if show == "auto" and control.show_noise else show,
         )
         if summary is None and (signum := largest_of_all_processes(caught() or 0)):
             raise workdirs.Interrupted(signum)

@@ -88,9 +88,9 @@ print(f"process {jax.process_index()} of {jax.process_count()} total {total}", f
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def heed_interrupts():
-    """Undoes what a shell's background job may have inherited: that SIGINT is ignored, here and in what is started."""
+    """Undoes what a shell's background job has inherited: that SIGINT is ignored, here and in what is started."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -41,7 +41,7 @@ def wait_for_checkpoint(process, workdir):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, heed_interrupts, signum, code):
+def test_a_signal_leaves_a_checkpoint_and_its_exit_code(tmp_path, signum, code):
     process = start("train", tmp_path)
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(signum)

@@ -135,3 +135,11 @@ def test_damaged_metrics_are_named(tmp_path):
         read_metrics(path)
     with pytest.raises(RunError, match=r"summary.json cannot be read: .*No such file"):
         read_json(tmp_path / "summary.json")
+
+
+def test_the_noise_scale_is_shown_on_demand():
+    progress = Progress(2000, 100, show="noise", file=io.StringIO())
+    progress.update(update=50, examples_seen=1000, batch_size=20, learning_rate=0.1, train_loss=0.5)
+    assert "loss 0.5000  noise scale unknown" in progress.line()
+    progress.update(gradient_noise_scale=1234.5)
+    assert "loss 0.5000  noise scale 1,234" in progress.line()

@@ -53,7 +53,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_caught_once_and_the_handlers_are_put_back(capfd, heed_interrupts, signum):
+def test_a_signal_is_caught_once_and_the_handlers_are_put_back(capfd, signum):
     before = signal.getsignal(signum)
     calls = []
     with workdir.catch_signals(at_first=lambda: calls.append("first")) as caught:
