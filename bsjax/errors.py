@@ -1,8 +1,12 @@
 """Errors of one line: bad input, with the value, what is allowed and the nearest choice; and what ends a run."""
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 
 class InvalidArgument(ValueError):  # noqa: N818  (reads as what it says)
@@ -52,3 +56,22 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
         raise InvalidArgument(name, value, f"one of {', '.join(choices)}", *near)
     return value
+
+
+def check_whole(name: str, value: Any, minimum: int = 1) -> int:
+    """Returns value if it is a whole number of at least `minimum`, else raises."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        nearest = max(minimum, round(value)) if isinstance(value, int | float) and math.isfinite(value) else None
+        raise InvalidArgument(name, value, f"a whole number >= {minimum}", nearest)
+    return int(value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises unless value is a positive finite number."""
+    if not (is_finite(value) and value > 0):
+        raise InvalidArgument(name, value, "a positive finite number")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether value is a finite number at all."""
+    return isinstance(value, numbers.Real) and math.isfinite(value)

@@ -17,7 +17,6 @@ import dataclasses
 import decimal
 import functools
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 import optax
 
-from bsjax.errors import InvalidArgument, check_choice
+from bsjax.errors import InvalidArgument, check_choice, check_positive, check_whole, is_finite
 from bsjax.noise import sgd_noise_scale
 from bsjax.plan import Plan, take_batches
 
@@ -101,14 +100,14 @@ class Recipe:
 
     def __post_init__(self):
         check_choice("clock", self.clock, _CLOCKS)
-        _check_whole("dataset_size", self.dataset_size)
-        _check_positive("num_epochs", self.num_epochs)
+        check_whole("dataset_size", self.dataset_size)
+        check_positive("num_epochs", self.num_epochs)
         if not callable(self.learning_rate):
-            _check_positive("learning_rate", self.learning_rate)
+            check_positive("learning_rate", self.learning_rate)
         if not callable(self.momentum):
             _check_momentum(self.momentum)
         if not callable(self.batch_size):
-            _check_whole("batch_size", self.batch_size)
+            check_whole("batch_size", self.batch_size)
             if self.batch_size > self.dataset_size:
                 allowed = f"at most dataset_size {self.dataset_size}"
                 raise InvalidArgument("batch_size", self.batch_size, allowed, self.dataset_size)
@@ -205,11 +204,11 @@ class Recipe:
         Reference: Smith et al., 2018, Section 5.1; Seesaw: https://arxiv.org/abs/2510.14717.
         """
         exponent = _EXPONENTS[check_choice("scaling", scaling, _EXPONENTS)]
-        if not (_is_finite(share) and 0 < share <= 1):
+        if not (is_finite(share) and 0 < share <= 1):
             raise InvalidArgument("share", share, "in (0, 1]", 1)
-        if growth is not None and not (_is_finite(growth) and growth > 1):
+        if growth is not None and not (is_finite(growth) and growth > 1):
             raise InvalidArgument("growth", growth, "a number greater than 1, or None", 2)
-        _check_whole("multiple_of", multiple_of)
+        check_whole("multiple_of", multiple_of)
 
         grid = self._update_positions
         before = self.at(grid)
@@ -249,7 +248,7 @@ class Recipe:
         Reference: Smith et al., 2018, Section 5.2.
         """
         exponent = _EXPONENTS[check_choice("scaling", scaling, _EXPONENTS)]
-        _check_positive("factor", factor)
+        check_positive("factor", factor)
         ratio = factor ** (1 / exponent)
         before = self.at(self._update_positions).batch_size
         bounds = (1 / before.min()) ** exponent, (self.dataset_size / before.max()) ** exponent
@@ -384,7 +383,7 @@ class Recipe:
         if max_batch_size is None:
             cap = self.dataset_size // multiple_of * multiple_of
         else:
-            cap = _check_whole("max_batch_size", max_batch_size)
+            cap = check_whole("max_batch_size", max_batch_size)
             if cap < largest:
                 raise InvalidArgument("max_batch_size", cap, f"at least the recipe's batch_size {largest}", largest)
             if cap > self.dataset_size:
@@ -458,22 +457,6 @@ def _round_significant(value: float, rounding: str) -> str:
     return f"{float(decimal.Context(prec=6, rounding=rounding).create_decimal_from_float(float(value))):.6g}"
 
 
-def _check_whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        nearest = max(1, round(value)) if isinstance(value, int | float) and math.isfinite(value) else None
-        raise InvalidArgument(name, value, "a whole number >= 1", nearest)
-    return int(value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if not (_is_finite(value) and value > 0):
-        raise InvalidArgument(name, value, "a positive finite number")
-
-
 def _check_momentum(value: Any) -> None:
-    if not (_is_finite(value) and 0 <= value < 1):
+    if not (is_finite(value) and 0 <= value < 1):
         raise InvalidArgument("momentum", value, "in [0, 1)")

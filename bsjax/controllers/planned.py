@@ -1,43 +1,50 @@
-"""The updates of a plan."""
+"""A plan as a controller: everything is decided before training starts."""
 
-import zlib
 from typing import Any
 
+import numpy as np
+
+from bsjax.controllers.adaptive import check_optimizer, plan_identity
 from bsjax.controllers.protocol import Controller
+from bsjax.optimizers import OPTIMIZERS
 from bsjax.plan import Plan, Update
 
 
 class Planned(Controller):
-    """Walks through a plan; observations change nothing.
+    """The updates of a plan, one after the other.
 
-    >>> import numpy as np
-    >>> planned = Planned(Plan(10, batch_sizes=[2, 4], learning_rates=[0.1, 0.2], momentums=[0, 0]))
-    >>> planned.next_update()
-    Update(update=0, examples_seen=0, batch_size=2, learning_rate=0.1, momentum=0.0)
-    >>> planned.next_update().batch_size, planned.next_update()
-    (4, None)
+    Args:
+      plan: such as `bsjax.Recipe.plan` makes; it may start in the middle of the example stream.
+
+    >>> from bsjax import Recipe
+    >>> planned = Planned(Recipe(0.1, batch_size=40, dataset_size=100, num_epochs=1).plan())
+    >>> [planned.next_update().examples_seen for _ in range(3)], planned.next_update()
+    ([0, 40, 80], None)
     """
 
     def __init__(self, plan: Plan):
         self.plan = plan
         self.dataset_size = plan.dataset_size
-        self.batch_sizes = set(plan.batch_sizes.tolist())
+        self.batch_sizes: list[int] = np.unique(plan.batch_sizes).tolist()
         self.num_examples = plan.num_examples
-        self._num_updates = 0
+        self._update = 0
+
+    @classmethod
+    def check_optimizer(cls, optimizer: str) -> None:
+        """Refuses what is no optimizer."""
+        check_optimizer("Planned", optimizer, OPTIMIZERS)
 
     def next_update(self) -> Update | None:
-        if self._num_updates == self.plan.num_updates:
+        if self._update >= self.plan.num_updates:
             return None
-        self._num_updates += 1
-        return self.plan[self._num_updates - 1]
+        self._update += 1
+        return self.plan[self._update - 1]
 
     def state(self) -> dict[str, Any]:
-        return {"num_updates": self._num_updates}
+        return {"update": self._update}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._num_updates = state["num_updates"]
+        self._update = state["update"]
 
     def identity(self) -> dict[str, Any]:
-        plan = self.plan
-        checksum = zlib.crc32(plan.to_json().encode())
-        return {"plan": f"{plan.num_updates:,} updates from example {plan.start:,}, CRC-32 {checksum}"}
+        return {"controller": "Planned", "plan": plan_identity(self.plan)}
