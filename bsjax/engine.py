@@ -45,6 +45,7 @@ class Engine:
       images_on: see `bsjax.feed.create_feeds`; the numbers are the same.
       devices: default, all of all processes.
       grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.layout.Layouts`.
+      measure_noise: every update is to have two microbatches or more, see `bsjax.layout.Layouts`.
 
     Attributes:
       identity: what the numbers depend on, for a checkpoint to know; the optimizer cannot be told.
@@ -67,6 +68,7 @@ class Engine:
         images_on: str = "auto",
         devices: Sequence[jax.Device] | None = None,
         grow_devices: bool = False,
+        measure_noise: bool = False,
     ):
         check_choice("augmentation", augmentation, AUGMENTATIONS)
         check_choice("images_on", images_on, IMAGES_ON)
@@ -79,6 +81,7 @@ class Engine:
             self._numbers_of_devices(grow_devices),
             max_microbatch_size(self.devices[0].platform, dataset.train.images.shape[1:3]),
             microbatch_size,
+            measure_noise,
         )
 
         steps = make_steps(model, tx, label_smoothing, self.ghost_batch_size, batch_norm_decay)

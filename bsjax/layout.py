@@ -83,9 +83,11 @@ class Layouts:
       numbers_of_devices: the possible ones, in increasing order.
       max_microbatch_size: per device.
       microbatch_size: per device, for all batch sizes; None chooses one for each.
+      measure_noise: only layouts in which the gradient noise can be measured: two microbatches at least, on one device
+        or many, of whole ghosts.
 
     Raises:
-      InvalidArgument: a batch or microbatch size that does not hold whole ghosts.
+      InvalidArgument: a batch or microbatch size that does not hold whole ghosts, or no two microbatches.
 
     >>> layouts = Layouts((128, 640, 3200, 5120), 128, numbers_of_devices=[1], max_microbatch_size=1024)
     >>> [layouts(size).microbatch_size for size in (128, 640, 3200, 5120)]
@@ -101,10 +103,12 @@ class Layouts:
         numbers_of_devices: Iterable[int],
         max_microbatch_size: int,
         microbatch_size: int | None = None,
+        measure_noise: bool = False,
     ):
         batch_sizes = sorted(set(batch_sizes))
         check_batch_sizes(batch_sizes, ghost_batch_size)
         self._ghost_batch_size = ghost_batch_size
+        self._measure_noise = measure_noise
         self._chosen: dict[int, Layout] = {}
         numbers_of_devices = list(numbers_of_devices)
         if microbatch_size is None:
@@ -129,9 +133,27 @@ class Layouts:
                 fixed = self.microbatch_sizes[num_devices][-1] / 16
                 return num_microbatches(batch_size, size, num_devices) * (size + fixed), -size, num_devices
 
-            possible = (Layout(n, size) for n, sizes in self.microbatch_sizes.items() for size in sizes)
+            possible = [Layout(n, size) for n, sizes in self.microbatch_sizes.items() for size in sizes]
+            if self._measure_noise:
+                possible = [layout for layout in possible if self._is_measurable(batch_size, layout.microbatch_size)]
+                if not possible:
+                    self._refuse(batch_size)
             self._chosen[batch_size] = min(possible, key=cost)
         return self._chosen[batch_size]
+
+    def _is_measurable(self, batch_size: int, microbatch_size: int) -> bool:
+        return self._ghost_batch_size <= microbatch_size < batch_size
+
+    def _refuse(self, batch_size: int) -> None:
+        ghost = self._ghost_batch_size
+        why = "the gradient noise is measured between two microbatches"
+        if batch_size < 2 * ghost:
+            raise InvalidArgument(
+                "batch_size", batch_size, f"at least two of ghost_batch_size {ghost}: {why}", 2 * ghost
+            )
+        sizes = sorted({size for sizes in self.microbatch_sizes.values() for size in sizes})
+        allowed = f"from ghost_batch_size {ghost} to half of batch_size {batch_size}: {why}"
+        raise InvalidArgument("microbatch_size", sizes[0], allowed, batch_size // 2 // ghost * ghost)
 
 
 def num_microbatches(batch_size: int, microbatch_size: int, num_devices: int) -> int:

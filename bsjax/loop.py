@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from bsjax.errors import DivergedError, InvalidArgument
 from bsjax.metrics import MetricWriter, Position, Progress, holds, write_json
 from bsjax.parallel import barrier, check_same_everywhere, first_replica, is_first_process
 from bsjax.plan import Plan, Update
+from bsjax.step import TrainState
 from bsjax.train_log import Every, TrainLog
 from bsjax.workdir import lock
 
@@ -142,6 +143,7 @@ def train(
                 **outcome,
                 "num_updates": log.num_updates,
                 "examples_seen": log.examples_seen,
+                "branch_examples": log.branch_examples,
                 "final_train_loss": log.train_loss,
                 **log.noise_summary(),
                 "examples_per_second": round((log.examples_seen - start) / log.seconds, 1),
@@ -174,6 +176,10 @@ def train(
                 for observation in log.observations(before=update.update - LAG + 1):
                     controller.observe(observation)
                 examples_seen += batch_size
+                if branches := controller.branches():
+                    log.read_all()
+                    state = _try(engine, controller, state, branches)
+                    log.branch_examples += sum(tried.batch_size for branch in branches for tried in branch)
                 update = controller.next_update()
                 is_last = update is None
                 if is_eval_due(examples_seen) or is_last:
@@ -195,6 +201,21 @@ def train(
             raise
         checkpoints.wait()
         return finish(completed=True, **{f"final_{name}": value for name, value in evaluation.items()})
+
+
+def _try(engine: Engine, controller: Controller, state: TrainState, branches: Sequence[Sequence[Update]]) -> TrainState:
+    """Runs each branch on a copy of the state; returns the state from before."""
+    replica, losses = first_replica(state), []
+    for branch in branches:
+        copy, metrics = engine.place(replica), []
+        for update in branch:
+            copy, values = engine.update(
+                copy, update.examples_seen, update.batch_size, update.learning_rate, update.momentum
+            )
+            metrics.append(values)
+        losses.append([float(first_replica(values)[0]) for values in metrics])
+    controller.observe_branches(losses)
+    return engine.place(replica)
 
 
 def _check_same_run(workdir: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -60,6 +60,7 @@ class TrainLog:
       num_updates, examples_seen: up to the last update that has been read.
       train_loss: the mean over the last stretch that was logged; None before the first.
       seconds: of training, without compilation and evaluation.
+      branch_examples: that a controller's branches took, besides.
       num_stops: on how many devices their process wanted to stop at the last update that has been read.
     """
 
@@ -80,12 +81,14 @@ class TrainLog:
         logged_at: Sequence[float] | None = None,
         averages: Mapping[str, float] | None = None,
         observations: Sequence[Sequence] = (),
+        branch_examples: int = 0,
     ):
         self.num_updates = num_updates
         self.examples_seen = start if examples_seen is None else examples_seen
         self.train_loss = train_loss
         self.seconds = seconds
         self.num_stops = 0.0
+        self.branch_examples = branch_examples
         self._start = start
         self._sums = sums or dict.fromkeys(_LOGGED, 0.0)
         self._logged_at = logged_at or (self.examples_seen, 0.0)  # examples, seconds
@@ -105,7 +108,7 @@ class TrainLog:
 
     def to_json(self) -> dict[str, Any]:
         """What the last arguments of the constructor take, to go on from here."""
-        names = ("num_updates", "examples_seen", "train_loss", "seconds")
+        names = ("num_updates", "examples_seen", "train_loss", "seconds", "branch_examples")
         return {name: getattr(self, name) for name in names} | {
             "start": self._start,
             "sums": self._sums,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from absl import flags
 from flax import linen as nn
 
 from bsjax import InvalidArgument, Plan, Recipe
+from bsjax.controllers import CONTROLLERS, Controller, Limits, Planned, create_controller
 from bsjax.data import AUGMENTATIONS, DATASETS, Dataset
 from bsjax.engine import Engine
 from bsjax.errors import check_choice
@@ -75,6 +77,13 @@ class Config:
     noise_half_life_epochs: float = _field(
         0.5, "Half-life, in epochs, of the averages behind the gradient noise scale."
     )
+    controller: str = _field("planned", "What decides the batch size of each update.", tuple(CONTROLLERS))
+    controller_options: tuple[str, ...] = _field((), "Options of it, such as factor=0.5,bound_by_decay=true.")
+    min_batch_size: int | None = _field(None, "The controller's smallest batch; default, --batch_size.")
+    controller_monotone: bool = _field(False, "The controller never makes the batch smaller.")
+    controller_hysteresis: float = _field(0.2, "How far, as a share, its target must move before the batch follows.")
+    controller_warmup_epochs: float = _field(0.0, "Epochs before it first changes the batch.")
+
     microbatch_size: int | None = _field(None, "Examples per device at once; default, chosen for each batch size.")
     seed: int = _field(0, "Seed of parameters, example order, augmentation and dropout.")
     eval_every_epochs: float = _field(1.0, "Evaluate this often, in epochs.")
@@ -103,6 +112,14 @@ class Config:
         for name in ("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs"):
             if not getattr(self, name) > 0:
                 raise InvalidArgument(name, getattr(self, name), "positive", 1)
+        if self.controller != "planned" and self.schedule != "decay_learning_rate":
+            raise InvalidArgument(
+                "schedule", self.schedule, "decay_learning_rate with a controller, which grows the batch"
+            )
+        if self.controller == "planned" and self.controller_options:
+            raise InvalidArgument("controller_options", ",".join(self.controller_options), "left out: planned has none")
+        if not self.controller_warmup_epochs >= 0:
+            raise InvalidArgument("controller_warmup_epochs", self.controller_warmup_epochs, "0 or positive", 0)
         if self.seed < 0:
             raise InvalidArgument("seed", self.seed, "a whole number >= 0", 0)
 
@@ -147,13 +164,35 @@ class Config:
                 **{name: size for name, size in sizes.items() if size is not None},
             )
 
-    def create_engine(self, dataset: Dataset, plan: Plan, images_on: str = "auto", devices: str = "all") -> Engine:
+    def create_controller(self, dataset_size: int, start: int = 0) -> Controller:
+        """What decides the updates; `start` is where in the examples a plan begins."""
+        recipe = self.recipe(dataset_size)
+        if self.controller == "planned":
+            return Planned(recipe.plan(start))
+        unit = ghost_batch_size_of(self.create_model(num_classes=1))
+        limits = Limits(
+            self.min_batch_size or self.batch_size,
+            self.max_batch_size or dataset_size // unit * unit,
+            multiple_of=unit,
+            growth=self.batch_growth,
+            monotone=self.controller_monotone,
+            hysteresis=self.controller_hysteresis,
+            warmup_examples=round(self.controller_warmup_epochs * dataset_size),
+        )
+        with _argument_is_flag(growth="batch_growth", hysteresis="controller_hysteresis"):
+            return create_controller(
+                self.controller, recipe, limits, self.optimizer, **dict(map(_option, self.controller_options))
+            )
+
+    def create_engine(
+        self, dataset: Dataset, controller: Plan | Controller, images_on: str = "auto", devices: str = "all"
+    ) -> Engine:
         """Makes the engine; devices is "all", "auto" or a number, in all processes together."""
         return Engine(
             self.create_model(dataset.num_classes),
             create_optimizer(self.optimizer, self.weight_decay, self.decay_biases_and_norms, self.max_grad_norm),
             dataset,
-            set(plan.batch_sizes.tolist()),
+            set(map(int, controller.batch_sizes)),
             seed=self.seed,
             microbatch_size=self.microbatch_size,
             augmentation=self.augmentation,
@@ -162,6 +201,7 @@ class Config:
             images_on=images_on,
             devices=first_of_each_process(all_devices(), int(devices)) if devices.isdigit() else None,
             grow_devices=devices == "auto",
+            measure_noise=isinstance(controller, Controller) and controller.needs_noise,
         )
 
     def _learning_rate_schedule(self) -> optax.Schedule | float:
@@ -195,6 +235,7 @@ def define_flags(except_for: Collection[str] = ()) -> None:
             "float | None": flags.DEFINE_float,
             "bool": flags.DEFINE_bool,
             "tuple[float, ...]": flags.DEFINE_list,
+            "tuple[str, ...]": flags.DEFINE_list,
         }[_type_name(field.type)]
         default = [f"{x:g}" for x in field.default] if isinstance(field.default, tuple) else field.default
         define(field.name, default, field.metadata["help"])
@@ -207,13 +248,26 @@ def config_from_flags(preset: Config, except_for: Collection[str] = ()) -> Confi
         flag: Any = flags.FLAGS[field.name]
         if flag.present:
             values[field.name] = flag.value
-            if isinstance(field.default, tuple):
+            if _type_name(field.type) == "tuple[str, ...]":
+                values[field.name] = tuple(flag.value or ())
+            elif isinstance(field.default, tuple):
                 values[field.name] = tuple(_number(field.name, text) for text in flag.value or ())
     return dataclasses.replace(preset, **values)
 
 
 def _fields(except_for: Collection[str]) -> list[dataclasses.Field]:
     return [field for field in dataclasses.fields(Config) if field.name not in except_for]
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """An option's name and its value: a JSON value, such as a number or true, or else a text."""
+    name, separator, value = text.partition("=")
+    if not separator or not value:
+        raise InvalidArgument("controller_options", text, "NAME=VALUE, separated by commas", f"{name}=1")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _number(name: str, text: str) -> float:

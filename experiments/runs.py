@@ -144,14 +144,16 @@ def train(
     if start >= recipe.num_examples:
         epochs = start / recipe.dataset_size
         raise InvalidArgument("num_epochs", run.num_epochs, f"above the {epochs:g} epochs that {fork_from} has seen")
-    plan = recipe.plan(start)
-    engine = run.create_engine(dataset, plan, control.images_on, control.devices)
+    if fork_from is not None and run.controller != "planned":
+        raise InvalidArgument("controller", run.controller, "planned with --fork_from", "planned")
+    controller = run.create_controller(len(dataset.train.labels), start)
+    engine = run.create_engine(dataset, controller, control.images_on, control.devices)
     workdirs.make(workdir)
     forked = {} if fork_from is None else {"forked_from": str(fork_from), "start": start}
     with workdirs.catch_signals() as caught:
         summary = loop.train(
             engine,
-            plan,
+            controller,
             workdir,
             run.eval_every_epochs,
             run.log_every_epochs,
@@ -190,7 +192,8 @@ def _check_same_run(run: Config, workdir: pathlib.Path, fork_from: pathlib.Path 
     if not (workdir / "config.json").exists():
         return {}
     about = read_surroundings(workdir)
-    there = about["config"] | {"fork_from": about.get("forked_from")}
+    defaults = json.loads(json.dumps(dataclasses.asdict(Config())))  # of fields that did not exist yet
+    there = defaults | about["config"] | {"fork_from": about.get("forked_from")}
     here = dataclasses.asdict(run) | {"fork_from": fork_from and str(fork_from)}
     here = json.loads(json.dumps(here))
     differing = [

@@ -160,6 +160,7 @@ def test_summary(tmp_path):
         "final_test_accuracy": 0.25,
         "num_updates": 16,
         "examples_seen": 500,
+        "branch_examples": 0,
         "final_train_loss": summary["final_train_loss"],
         "compile_time_s": 0.0,
         "compile_stall_time_s": 0.0,

@@ -1,7 +1,7 @@
 """What the training loop asks: how large is the next update, at which learning rate?"""
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bsjax.gradient_noise import Averages, Estimate
@@ -46,6 +46,18 @@ class Controller(abc.ABC):
     def observe(self, observation: Observation) -> None:
         """Takes up what an update has shown."""
         del observation
+
+    def branches(self) -> Sequence[Sequence[Update]] | None:
+        """Updates to try before `next_update`; None for nothing.
+
+        The loop runs each branch from the current state, on the examples that its updates name, and throws it away:
+        branches are not logged, not observed, and count in no clock. Changes nothing, so it can be asked again.
+        """
+        return None
+
+    def observe_branches(self, losses: Sequence[Sequence[float]]) -> None:
+        """Takes up what the branches have shown: for each, the loss of each of its updates."""
+        del losses
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
