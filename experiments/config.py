@@ -77,6 +77,7 @@ class Config:
     noise_half_life_epochs: float = _field(
         0.5, "Half-life, in epochs, of the averages behind the gradient noise scale."
     )
+    measure_noise: bool = _field(False, "Two microbatches or more in every update, to measure the gradient noise.")
     controller: str = _field("planned", "What decides the batch size of each update.", tuple(CONTROLLERS))
     controller_options: tuple[str, ...] = _field((), "Options of it, such as factor=0.5,bound_by_decay=true.")
     min_batch_size: int | None = _field(None, "The controller's smallest batch; default, --batch_size.")
@@ -201,7 +202,7 @@ class Config:
             images_on=images_on,
             devices=first_of_each_process(all_devices(), int(devices)) if devices.isdigit() else None,
             grow_devices=devices == "auto",
-            measure_noise=isinstance(controller, Controller) and controller.needs_noise,
+            measure_noise=self.measure_noise or (isinstance(controller, Controller) and controller.needs_noise),
         )
 
     def _learning_rate_schedule(self) -> optax.Schedule | float:

@@ -61,6 +61,12 @@ def final(results: Sequence[runs.Result], name: str) -> tuple[float, float]:
     return (float(values.mean()), float(_std(values))) if len(values) else (math.nan, math.nan)
 
 
+def mean_examples(results: Sequence[runs.Result]) -> float:
+    """Examples that a run took on average, with those of a controller's branches."""
+    group = [result.summary for result in results if result.summary["completed"]] or [r.summary for r in results]
+    return float(np.mean([summary["examples_seen"] + summary.get("branch_examples", 0) for summary in group]))
+
+
 def line_style(i: int) -> dict[str, Any]:
     """The look of curve i. Where curves coincide, the wider ones below stay visible."""
     return {"color": COLORS[i], "linestyle": DASHES[i], "linewidth": max(1.2, 2.8 - 0.7 * i)}
@@ -168,12 +174,14 @@ def print_results(
       **extra: further columns of the CSV file.
     """
     head = ("schedule", "updates", "test accuracy %", "test loss", "train loss", "seeds", "s per run", "images/s")
-    rows, printed = [], [head + ("paper: updates, test %",) * bool(published)]
+    examples = {label: mean_examples(group) for label, group in results.items()}
+    differ = max(examples.values()) > 1.05 * min(examples.values())
+    rows, printed = [], [head + ("examples",) * differ + ("paper: updates, test %",) * bool(published)]
     for label, group in results.items():
         completed = [result for result in group if result.summary["completed"]]
         accuracy, accuracy_std = final(group, "final_test_accuracy")
         test_loss, train_loss = final(group, "final_test_loss")[0], final(group, "final_train_loss")[0]
-        updates = (completed or group)[0].summary["num_updates"]
+        updates = round(np.mean([result.summary["num_updates"] for result in completed or group]))
         seconds, speed = (
             np.mean([result.summary[name] for result in group]) for name in ("wall_time_s", "examples_per_second")
         )
@@ -181,6 +189,7 @@ def print_results(
             **extra,
             "schedule": label,
             "updates": updates,
+            "examples": round(examples[label]),
             "test_accuracy_mean": f"{accuracy:.6g}",
             "test_accuracy_std": f"{accuracy_std:.3g}",
             "test_loss": f"{test_loss:.6g}",
@@ -200,6 +209,8 @@ def print_results(
             f"{seconds:.1f}",
             f"{speed:,.0f}",
         ]
+        if differ:
+            cells.append(f"{examples[label]:,.0f}")
         if published:
             row["paper_updates"], row["paper_test_accuracy"] = published[label]
             cells.append(f"{published[label][0]}, {100 * published[label][1]:.1f}")

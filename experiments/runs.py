@@ -304,7 +304,11 @@ def run_name(config: Config, reference: Config) -> str:
     'schedule=increase_batch_size,seed=2'
     """
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(reference)
-    return ",".join(f"{name}={value}" for name, value in ours.items() if value != theirs[name] or name == "seed")
+    return ",".join(
+        f"{name}={'+'.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in ours.items()
+        if value != theirs[name] or name == "seed"
+    )
 
 
 def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:

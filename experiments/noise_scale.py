@@ -1,0 +1,108 @@
+"""The gradient noise scale along training: where the batch grows with the noise, and where it outruns it.
+
+    python -m experiments.noise_scale --preset=digits --seeds=5 --workdir=runs/noise_scale
+
+Figure 5's four schedules, measured as they train (`bsjax.gradient_noise`). B_simple = tr(Σ)/|G|² is drawn with both
+averaged over seeds before they are divided; thin lines are single seeds. Where the batch size is above it, an update
+spends more examples than its noise asks for. Ghosts of half a batch let even the smallest batch be measured.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments import cli, figures, presets, runs, studies
+
+
+class NoiseCurve(NamedTuple):
+    """B_simple along training; NaN where |G|² is lost in the noise."""
+
+    epoch: np.ndarray
+    batch_size: np.ndarray  # of the first seed
+    noise_scale: np.ndarray  # of the averages over seeds
+    seeds: np.ndarray  # [seeds, n], of each
+
+
+def noise_curve(results: Sequence[runs.Result]) -> NoiseCurve:
+    """The curve of a schedule, from its runs' metrics; empty where nothing was measured."""
+    lines = [
+        [line for line in result.metrics if line.get("grad_sq") is not None]
+        for result in results
+        if result.summary["completed"]
+    ]
+    if not lines:
+        return NoiseCurve(*(np.zeros(0) for _ in range(3)), np.zeros((0, 0)))
+    length = min(map(len, lines))
+    epoch, batch_size, trace, grad_sq = (
+        np.array([[line[name] for line in seed[:length]] for seed in lines], float).reshape(len(lines), length)
+        for name in ("epoch", "batch_size", "grad_trace", "grad_sq")
+    )
+    mean = _ratio(trace.mean(axis=0), grad_sq.mean(axis=0))
+    return NoiseCurve(epoch[0], batch_size[0], mean, _ratio(trace, grad_sq))
+
+
+def outrun_epoch(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -> float | None:
+    """The epoch from which on the batch size stays above B_simple, wherever that is known; None if it does not.
+
+    >>> outrun_epoch(np.array([1, 2, 3, 4]), np.array([8, 40, 40, 144]), np.array([20, 30, np.nan, 90]))
+    2.0
+    >>> outrun_epoch(np.array([1, 2]), np.array([8, 8]), np.array([4, 90]))
+    """
+    below = np.flatnonzero(batch_size <= noise_scale)
+    first = below[-1] + 1 if len(below) else 0
+    known = np.flatnonzero(~np.isnan(noise_scale))
+    known = known[known >= first]
+    return float(epoch[known[0]]) if len(known) else None
+
+
+def main() -> None:
+    """Trains what is missing, then draws the picture and prints the table."""
+    study = studies.study_from_flags()
+    ghost = max(1, min(study.config.ghost_batch_size, study.config.batch_size // 2))
+    measured = dataclasses.replace(study.config, measure_noise=True, ghost_batch_size=ghost)
+    results = studies.train(study, presets.section_5_2(study.preset, measured))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    points, table = [], []
+    print(f"\n{'schedule':<34}{'B_simple: first, middle, last':>32}{'batch / B_simple':>24}{'outrun from epoch':>20}")
+    for i, (label, group) in enumerate(results.items()):
+        epoch, batch_size, noise_scale, seeds = noise_curve(group)
+        if not len(epoch):
+            print(f"{label:<34}{'not measured':>32}")
+            continue
+        left.plot(epoch, noise_scale, **figures.line_style(i), label=label)
+        for seed in seeds:
+            left.plot(epoch, seed, color=figures.COLORS[i], linewidth=0.4, alpha=0.5)
+        right.plot(epoch, batch_size / noise_scale, **figures.line_style(i))
+        some = [0, len(epoch) // 2, len(epoch) - 1]
+        outrun = outrun_epoch(epoch, batch_size, noise_scale)
+        scales, ratios = (
+            ", ".join(_text(values[at]) for at in some) for values in (noise_scale, batch_size / noise_scale)
+        )
+        print(f"{label:<34}{scales:>32}{ratios:>24}{'never' if outrun is None else f'{outrun:.1f}':>20}")
+        table.append({"schedule": label, "noise_scale": scales, "ratio": ratios, "outrun_epoch": outrun})
+        points += [
+            {"schedule": label, "epoch": f"{e:.5g}", "batch_size": int(b), "noise_scale": f"{s:.5g}"}
+            for e, b, s in zip(epoch, batch_size, noise_scale, strict=True)
+        ]
+    left.set(xlabel="Epochs", ylabel=r"$B_{simple} = \mathrm{tr}\,\Sigma\,/\,|G|^2$ (examples)", yscale="log")
+    right.set(xlabel="Epochs", ylabel=r"Batch size / $B_{simple}$", yscale="log")
+    right.axhline(1, color="#555555", linewidth=0.8)
+    figures.legend_above(figure, left, columns=2)
+    figures.save(figure, study.workdir, "noise_scale", points, table)
+
+
+def _ratio(trace: np.ndarray, grad_sq: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(grad_sq > 0, trace / grad_sq, np.nan)
+
+
+def _text(value: float) -> str:
+    return f"{value:,.3g}" if np.isfinite(value) else "unknown"
+
+
+if __name__ == "__main__":
+    studies.define_flags()
+    cli.run(main)
