@@ -34,7 +34,7 @@ def noise_curve(results: Sequence[runs.Result]) -> NoiseCurve:
         if result.summary["completed"]
     ]
     if not lines:
-        return NoiseCurve(*(np.zeros(0) for _ in range(3)), np.zeros((0, 0)))
+        return NoiseCurve(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 0)))
     length = min(map(len, lines))
     epoch, batch_size, trace, grad_sq = (
         np.array([[line[name] for line in seed[:length]] for seed in lines], float).reshape(len(lines), length)
@@ -44,18 +44,17 @@ def noise_curve(results: Sequence[runs.Result]) -> NoiseCurve:
     return NoiseCurve(epoch[0], batch_size[0], mean, _ratio(trace, grad_sq))
 
 
-def outrun_epoch(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -> float | None:
-    """The epoch from which on the batch size stays above B_simple, wherever that is known; None if it does not.
+def outrun(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -> tuple[float, float | None]:
+    """Where the batch is larger than B_simple: the share of the epochs in which that is known, and the last of these.
 
-    >>> outrun_epoch(np.array([1, 2, 3, 4]), np.array([8, 40, 40, 144]), np.array([20, 30, np.nan, 90]))
-    2.0
-    >>> outrun_epoch(np.array([1, 2]), np.array([8, 8]), np.array([4, 90]))
+    >>> outrun(np.array([1, 2, 3, 4, 5]), np.array([8, 40, 40, 144, 144]), np.array([20, 30, 30, np.nan, 190]))
+    (0.5, 3.0)
+    >>> outrun(np.array([1, 2]), np.array([8, 8]), np.array([40, 90]))
+    (0.0, None)
     """
-    below = np.flatnonzero(batch_size <= noise_scale)
-    first = below[-1] + 1 if len(below) else 0
-    known = np.flatnonzero(~np.isnan(noise_scale))
-    known = known[known >= first]
-    return float(epoch[known[0]]) if len(known) else None
+    above = batch_size > noise_scale
+    last = float(epoch[above][-1]) if above.any() else None
+    return float(above.sum() / max(1, np.isfinite(noise_scale).sum())), last
 
 
 def main() -> None:
@@ -66,7 +65,9 @@ def main() -> None:
     results = studies.train(study, presets.section_5_2(study.preset, measured))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     points, table = [], []
-    print(f"\n{'schedule':<34}{'B_simple: first, middle, last':>32}{'batch / B_simple':>24}{'outrun from epoch':>20}")
+    print(
+        f"\n{'schedule':<34}{'B_simple: first, middle, last':>32}{'batch / B_simple':>24}{'batch above: %, last':>23}"
+    )
     for i, (label, group) in enumerate(results.items()):
         epoch, batch_size, noise_scale, seeds = noise_curve(group)
         if not len(epoch):
@@ -77,12 +78,20 @@ def main() -> None:
             left.plot(epoch, seed, color=figures.COLORS[i], linewidth=0.4, alpha=0.5)
         right.plot(epoch, batch_size / noise_scale, **figures.line_style(i))
         some = [0, len(epoch) // 2, len(epoch) - 1]
-        outrun = outrun_epoch(epoch, batch_size, noise_scale)
+        share, last = outrun(epoch, batch_size, noise_scale)
         scales, ratios = (
             ", ".join(_text(values[at]) for at in some) for values in (noise_scale, batch_size / noise_scale)
         )
-        print(f"{label:<34}{scales:>32}{ratios:>24}{'never' if outrun is None else f'{outrun:.1f}':>20}")
-        table.append({"schedule": label, "noise_scale": scales, "ratio": ratios, "outrun_epoch": outrun})
+        where = f"{100 * share:.0f}" + (f", epoch {last:g}" if last else "")
+        print(f"{label:<34}{scales:>32}{ratios:>24}{where:>23}")
+        row = {
+            "schedule": label,
+            "noise_scale": scales,
+            "ratio": ratios,
+            "share_above": f"{share:.3f}",
+            "last_epoch": last,
+        }
+        table.append(row)
         points += [
             {"schedule": label, "epoch": f"{e:.5g}", "batch_size": int(b), "noise_scale": f"{s:.5g}"}
             for e, b, s in zip(epoch, batch_size, noise_scale, strict=True)
