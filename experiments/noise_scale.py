@@ -65,9 +65,8 @@ def main() -> None:
     results = studies.train(study, presets.section_5_2(study.preset, measured))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     points, table = [], []
-    print(
-        f"\n{'schedule':<34}{'B_simple: first, middle, last':>32}{'batch / B_simple':>24}{'batch above: %, last':>23}"
-    )
+    head = ("B_simple: first, middle, last", "batch / B_simple", "above, % of epochs")
+    print(f"\n{'schedule':<34}{head[0]:>32}{head[1]:>24}{head[2]:>23}")
     for i, (label, group) in enumerate(results.items()):
         epoch, batch_size, noise_scale, seeds = noise_curve(group)
         if not len(epoch):
