@@ -6,6 +6,8 @@
   nothing is read back), in pairs that take turns; with microbatches as large as the batch, then of the engine's choice.
 --part=memory: how far training raises the peak, at batch 64 and 4096 with microbatches of 64, each in fresh processes:
   of resident memory on a CPU, of the device's own elsewhere.
+--part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it, in the
+  training loop, in pairs that take turns; at batch 128 in microbatches of 32.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 
 12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.98-1.00), 1.00
@@ -22,9 +24,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +37,14 @@ import optax
 from absl import app, flags, logging
 from flax import linen as nn
 
-from bsjax import InvalidArgument
+from bsjax import InvalidArgument, Plan, loop
 from bsjax.data import Dataset, ExampleStream, Split, load_dataset
 from bsjax.engine import Engine
 from bsjax.models import MODELS, create_model
 from bsjax.optimizers import create_optimizer
 from bsjax.parallel import first_replica
 
-PARTS = ("memory", "throughput", "batch_size_change")
+PARTS = ("memory", "throughput", "gradient_noise", "batch_size_change")
 _PARTS = flags.DEFINE_multi_enum("part", PARTS, PARTS, "What to measure; may be given several times. Default, all.")
 _MODEL = flags.DEFINE_enum("model", "cnn", MODELS, "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
@@ -162,6 +166,45 @@ def measure_throughput(batch_size: int, microbatch_size: int | None) -> dict[str
     return row
 
 
+def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> dict[str, Any]:
+    """Time of training with the gradient noise scale over that without: median and quartiles of pairs."""
+    digits = load_dataset("digits")
+    num_updates = max(3, round(300 * _SECONDS.value))
+    plan = Plan(len(digits.train.labels), [batch_size] * num_updates, [0.01] * num_updates, [MOMENTUM] * num_updates)
+    engines = [
+        Engine(create_model("cnn", 10, 8), create_optimizer("momentum"), digits, [batch_size], 0, microbatch_size)
+        for _ in range(2)
+    ]
+
+    def seconds(is_measuring: bool) -> float:
+        """As the loop counts them: without compilation, evaluation and checkpoints."""
+        with contextlib.ExitStack() as exits:
+            if not is_measuring:
+                exits.enter_context(mock.patch("bsjax.step.shard_term", lambda *_: jnp.zeros(())))
+                exits.enter_context(mock.patch("bsjax.train_log.TrainLog._observe", lambda *_: None))
+            folder = pathlib.Path(exits.enter_context(tempfile.TemporaryDirectory()))
+            summary = loop.train(engines[is_measuring], plan, folder, 1e9, 1e9, show="none")
+        assert summary is not None
+        assert (summary["gradient_noise_scale"] is not None) == is_measuring or _QUICK.value
+        return summary["examples_seen"] / summary["examples_per_second"]
+
+    times = np.array(
+        [[seconds(which) for which in (order, not order)][:: 1 if order else -1] for order in _turns(_REPEATS.value)]
+    )  # [repeats, with and without]
+    low, ratio, high = np.quantile(times[1:, 0] / times[1:, 1], (0.25, 0.5, 0.75)).tolist()  # the first compiles
+    print(f"gradient noise, batch {batch_size}: {ratio:.3f} of the time without ({low:.3f} to {high:.3f})", flush=True)
+    return {
+        "batch_size": batch_size,
+        "microbatch_size": microbatch_size,
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+    }
+
+
+def _turns(count: int) -> list[bool]:
+    return [repeat % 2 == 0 for repeat in range(count + 1)]
+
+
 def measure_memory(name: str, batch_sizes: tuple[int, int]) -> dict[str, Any]:
     """Medians of `probe_memory`, over fresh processes."""
 
@@ -266,6 +309,8 @@ def measure() -> dict[str, Any]:
     if "throughput" in _PARTS.value:
         fixed = [measure_throughput(int(size), int(size)) for size in _FIXED.value]
         results["throughput"] = fixed + [measure_throughput(int(size), None) for size in _AUTOMATIC.value]
+    if "gradient_noise" in _PARTS.value:
+        results["gradient_noise"] = measure_gradient_noise()
     if "batch_size_change" in _PARTS.value:
         phases = (CHANGING_BATCH_SIZES[:4], 0) if _QUICK.value else (CHANGING_BATCH_SIZES, 8192)
         loops = ("bare", "engine", "engine_automatic")

@@ -49,3 +49,9 @@ def test_only_the_bare_loop_compiles_for_each_batch_size(results):
     # Several microbatches of 32 for each: zero_accumulator, accumulate, apply_update.
     assert automatic["compilations_at_start"] == 3
     assert automatic["further_compilations"] == 0
+
+
+def test_training_is_timed_with_and_without_the_gradient_noise(results):
+    row = results["gradient_noise"]
+    assert (row["batch_size"], row["microbatch_size"]) == (128, 32)
+    assert 0 < row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
