@@ -6,8 +6,8 @@
   nothing is read back), in pairs that take turns; with microbatches as large as the batch, then of the engine's choice.
 --part=memory: how far training raises the peak, at batch 64 and 4096 with microbatches of 64, each in fresh processes:
   of resident memory on a CPU, of the device's own elsewhere.
---part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it, in the
-  training loop, in pairs that take turns; at batch 128 in microbatches of 32.
+--part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it, in
+  pairs that take turns; batches of 128 in microbatches of 32.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 
 12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.98-1.00), 1.00
@@ -170,7 +170,8 @@ def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> 
     """Time of training with the gradient noise scale over that without: median and quartiles of pairs."""
     digits = load_dataset("digits")
     num_updates = max(3, round(300 * _SECONDS.value))
-    plan = Plan(len(digits.train.labels), [batch_size] * num_updates, [0.01] * num_updates, [MOMENTUM] * num_updates)
+    batch_sizes, rates, momentums = (np.full(num_updates, value) for value in (batch_size, LEARNING_RATE, MOMENTUM))
+    plan = Plan(len(digits.train.labels), batch_sizes, rates, momentums)
     engines = [
         Engine(create_model("cnn", 10, 8), create_optimizer("momentum"), digits, [batch_size], 0, microbatch_size)
         for _ in range(2)
@@ -188,10 +189,11 @@ def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> 
         assert (summary["gradient_noise_scale"] is not None) == is_measuring or _QUICK.value
         return summary["examples_seen"] / summary["examples_per_second"]
 
-    times = np.array(
-        [[seconds(which) for which in (order, not order)][:: 1 if order else -1] for order in _turns(_REPEATS.value)]
-    )  # [repeats, with and without]
-    low, ratio, high = np.quantile(times[1:, 0] / times[1:, 1], (0.25, 0.5, 0.75)).tolist()  # the first compiles
+    times = np.empty((1 + _REPEATS.value, 2))  # the first compiles; with and without
+    for repeat in range(1 + _REPEATS.value):
+        for which in (0, 1) if repeat % 2 else (1, 0):
+            times[repeat, which] = seconds(is_measuring=which == 0)
+    low, ratio, high = np.quantile(times[1:, 0] / times[1:, 1], (0.25, 0.5, 0.75)).tolist()
     print(f"gradient noise, batch {batch_size}: {ratio:.3f} of the time without ({low:.3f} to {high:.3f})", flush=True)
     return {
         "batch_size": batch_size,
@@ -199,10 +201,6 @@ def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> 
         "ratio": ratio,
         "ratio_quartiles": [low, high],
     }
-
-
-def _turns(count: int) -> list[bool]:
-    return [repeat % 2 == 0 for repeat in range(count + 1)]
 
 
 def measure_memory(name: str, batch_sizes: tuple[int, int]) -> dict[str, Any]:
