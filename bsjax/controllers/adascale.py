@@ -57,16 +57,14 @@ class AdaScale(Controller):
     def __init__(self, recipe: Recipe, limits: Limits, scale: float | None = None, smoothing: float | None = None):
         check_dataset_size(limits, recipe.dataset_size)
         self._plan = recipe.plan()
-        smallest, largest = int(self._plan.batch_sizes.min()), int(self._plan.batch_sizes.max())
-        if limits.max_batch_size < largest:
+        largest = int(self._plan.batch_sizes.max())
+        if limits.sizes[-1] < largest:
             allowed = f"at least the recipe's batch_size {largest}"
-            raise InvalidArgument("max_batch_size", limits.max_batch_size, allowed, largest)
-        most = limits.max_batch_size / largest
+            raise InvalidArgument("max_batch_size", limits.sizes[-1], allowed, largest)
+        most = limits.sizes[-1] / largest
         self._scale = most if scale is None else scale
         if not (is_finite(self._scale) and 1 <= self._scale <= most * (1 + 1e-9)):
-            allowed = (
-                f"in [1, {most:g}], by the recipe's batch_size {largest} and max_batch_size {limits.max_batch_size}"
-            )
+            allowed = f"in [1, {most:g}], by the recipe's batch_size {largest} and max_batch_size {limits.sizes[-1]}"
             raise InvalidArgument("scale", scale, allowed, 1 if is_finite(scale) and self._scale < 1 else f"{most:g}")
         if smoothing is not None and not 0 <= smoothing < 1:
             raise InvalidArgument("smoothing", smoothing, "in [0, 1), or None", 0.999)
@@ -76,8 +74,9 @@ class AdaScale(Controller):
         }
         for base, size in self._sizes.items():
             if not base <= size <= self._scale * base * (1 + 1e-6):
-                allowed = f"enough to get from {smallest} to an allowed size, and no more than the limits allow"
-                raise InvalidArgument("scale", self._scale, allowed, f"{limits.sizes[0] / smallest:g}")
+                above = next((other for other in limits.sizes if other >= self._scale * base), limits.sizes[-1])
+                allowed = f"large enough to get from {base} to an allowed size"
+                raise InvalidArgument("scale", self._scale, allowed, f"{above / base:g}")
         self.dataset_size = recipe.dataset_size
         self.batch_sizes = sorted(set(self._sizes.values()))
         self._smoothing = smoothing
