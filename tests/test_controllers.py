@@ -62,6 +62,7 @@ class World:
     def __init__(self, half_life_examples=500):
         self.averages = gradient_noise.zero_averages()
         self.half_life_examples = half_life_examples
+        self.measured = []
 
     def __call__(self, update):
         random = np.random.default_rng(update.update)
@@ -85,6 +86,7 @@ def play(controller, world, make=None, interruptions=()):
             controller.restore(state)
         if branches := getattr(controller, "branches", lambda: None)():
             assert controller.branches() == branches  # asked again after a crash in between
+            world.measured.append(branches)
             controller.observe_branches([[world_loss(update) for update in branch] for branch in branches])
         update = controller.next_update()
         if update is None:
@@ -147,13 +149,15 @@ def test_sizes_are_allowed_and_follow_what_is_clearly_past_them(limits, targets)
 
 
 @PROPERTY
-@given(limits_strategy(), st.floats(0.5, 1000), st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_a_noisy_constant_changes_the_size_once_at_most(limits, lowest, where):
+@given(limits_strategy(), st.integers(0, 2**32 - 1))
+def test_a_noisy_constant_changes_the_size_once_at_most(limits, seed):
     # All targets within a factor 1 + h of each other, wherever the borders between the sizes are.
+    random = np.random.default_rng(seed)
+    lowest = random.uniform(limits.min_batch_size, limits.max_batch_size)
     highest = lowest * (1 + limits.hysteresis) * (1 - 1e-9)
-    sizes = [limits.sizes[len(limits.sizes) // 2]]
-    for fraction in where:
-        sizes.append(limits.follow(sizes[-1], min(highest, lowest + fraction * (highest - lowest))))
+    sizes = [int(random.choice(limits.sizes))]
+    for target in random.uniform(lowest, max(lowest, highest), 40):
+        sizes.append(limits.follow(sizes[-1], target))
     assert sum(one != other for one, other in itertools.pairwise(sizes)) <= 1
 
 
@@ -257,10 +261,13 @@ MAKERS = {
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_killed_and_resumed_is_uninterrupted_bitwise(make):
-    uninterrupted = play(make(), World())
+    undisturbed = World()
+    uninterrupted = play(make(), undisturbed)
     assert len({update.batch_size for update in uninterrupted}) >= 2 or isinstance(make(), AdaScale)
     for interruptions in ([1], [len(uninterrupted) // 2], range(0, len(uninterrupted), LAG + 2)):
-        assert play(make(), World(), make, interruptions) == uninterrupted
+        world = World()
+        assert play(make(), world, make, interruptions) == uninterrupted
+        assert world.measured == undisturbed.measured
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

@@ -92,7 +92,6 @@ class AdaScale(Controller):
         self._count = 0  # of estimates
         self._grad_sq = 1.0
         self._trace = 0.0
-        self._base_sizes: list[int] = []  # of the updates that have not been observed
 
     @classmethod
     def check_optimizer(cls, optimizer: str) -> None:
@@ -123,21 +122,19 @@ class AdaScale(Controller):
         self._update += 1
         self._examples_seen += size
         self._clock += gain
-        self._base_sizes = [*self._base_sizes, there.batch_size]
         return update
 
     def observe(self, observation: Observation) -> None:
-        base, *self._base_sizes = self._base_sizes
         trace, grad_sq = float(observation.noise.trace), float(observation.noise.grad_sq)
         if not (math.isfinite(trace) and math.isfinite(grad_sq)):
             return
-        scale = observation.update.batch_size / base
-        smoothing = max(1 - scale / 1000, 0.0) if self._smoothing is None else self._smoothing
+        smoothing = max(1 - self._scale / 1000, 0.0) if self._smoothing is None else self._smoothing
         self._count += 1
         if self._count * (1 - smoothing) < 1:
             smoothing = 1 - 1 / self._count
+        least = _MIN_VARIANCE * observation.update.batch_size / self._scale
         # tr(Σ) is smoothed, not σ²: it keeps its meaning where B₀ changes.
-        self._trace = smoothing * self._trace + (1 - smoothing) * max(trace, _MIN_VARIANCE * base)
+        self._trace = smoothing * self._trace + (1 - smoothing) * max(trace, least)
         self._grad_sq = smoothing * self._grad_sq + (1 - smoothing) * max(grad_sq, 0.0)
 
     def state(self) -> dict[str, Any]:
@@ -151,4 +148,4 @@ class AdaScale(Controller):
         return {"controller": "AdaScale", **self._settings}
 
     def _names(self) -> tuple[str, ...]:
-        return "update", "examples_seen", "clock", "count", "grad_sq", "trace", "base_sizes"
+        return "update", "examples_seen", "clock", "count", "grad_sq", "trace"
