@@ -28,7 +28,7 @@ from bsjax.errors import InvalidArgument, check_choice, check_positive, check_wh
 from bsjax.noise import sgd_noise_scale
 from bsjax.plan import Plan, take_batches
 
-_EXPONENTS = {"linear": 1.0, "sqrt": 0.5}  # ρ: learning rate ∝ B^ρ
+EXPONENTS = {"linear": 1.0, "sqrt": 0.5}  # ρ: learning rate ∝ B^ρ
 _CLOCKS = ("epochs", "updates", "examples")
 # A schedule's float32 0.1/0.02 may be 4.9999998: a batch this close to an allowed size is that size.
 _ROUNDING = 1e-6
@@ -203,7 +203,7 @@ class Recipe:
 
         Reference: Smith et al., 2018, Section 5.1; Seesaw: https://arxiv.org/abs/2510.14717.
         """
-        exponent = _EXPONENTS[check_choice("scaling", scaling, _EXPONENTS)]
+        exponent = EXPONENTS[check_choice("scaling", scaling, EXPONENTS)]
         if not (is_finite(share) and 0 < share <= 1):
             raise InvalidArgument("share", share, "in (0, 1]", 1)
         if growth is not None and not (is_finite(growth) and growth > 1):
@@ -247,7 +247,7 @@ class Recipe:
 
         Reference: Smith et al., 2018, Section 5.2.
         """
-        exponent = _EXPONENTS[check_choice("scaling", scaling, _EXPONENTS)]
+        exponent = EXPONENTS[check_choice("scaling", scaling, EXPONENTS)]
         check_positive("factor", factor)
         ratio = factor ** (1 / exponent)
         before = self.at(self._update_positions).batch_size

@@ -13,9 +13,8 @@ from bsjax.controllers.protocol import Controller
 from bsjax.errors import InvalidArgument, check_choice
 from bsjax.optimizers import OPTIMIZERS
 from bsjax.plan import Plan, Update
-from bsjax.recipe import Recipe
+from bsjax.recipe import EXPONENTS, Recipe
 
-_EXPONENTS = {"linear": 1.0, "sqrt": 0.5}  # ρ: learning rate ∝ B^ρ
 _ADAPTIVE_OPTIMIZERS = ("adam", "adamw", "rmsprop")
 
 
@@ -65,7 +64,7 @@ class Adaptive(Controller):
     _memory: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: Recipe, limits: Limits, scaling: str = "linear", bound_by_decay: bool = False):
-        self._exponent = _EXPONENTS[check_choice("scaling", scaling, _EXPONENTS)]
+        self._exponent = EXPONENTS[check_choice("scaling", scaling, EXPONENTS)]
         check_dataset_size(limits, recipe.dataset_size)
         plan = recipe.plan()
         smallest = int(plan.batch_sizes.min())

@@ -57,16 +57,14 @@ class AdaScale(Controller):
     def __init__(self, recipe: Recipe, limits: Limits, scale: float | None = None, smoothing: float | None = None):
         check_dataset_size(limits, recipe.dataset_size)
         self._plan = recipe.plan()
-        smallest, largest = int(self._plan.batch_sizes.min()), int(self._plan.batch_sizes.max())
-        if limits.max_batch_size < largest:
+        largest = int(self._plan.batch_sizes.max())
+        if limits.sizes[-1] < largest:
             allowed = f"at least the recipe's batch_size {largest}"
-            raise InvalidArgument("max_batch_size", limits.max_batch_size, allowed, largest)
-        most = limits.max_batch_size / largest
+            raise InvalidArgument("max_batch_size", limits.sizes[-1], allowed, largest)
+        most = limits.sizes[-1] / largest
         self._scale = most if scale is None else scale
         if not (is_finite(self._scale) and 1 <= self._scale <= most * (1 + 1e-9)):
-            allowed = (
-                f"in [1, {most:g}], by the recipe's batch_size {largest} and max_batch_size {limits.max_batch_size}"
-            )
+            allowed = f"in [1, {most:g}], by the recipe's batch_size {largest} and max_batch_size {limits.sizes[-1]}"
             raise InvalidArgument("scale", scale, allowed, 1 if is_finite(scale) and self._scale < 1 else f"{most:g}")
         if smoothing is not None and not 0 <= smoothing < 1:
             raise InvalidArgument("smoothing", smoothing, "in [0, 1), or None", 0.999)
@@ -76,8 +74,9 @@ class AdaScale(Controller):
         }
         for base, size in self._sizes.items():
             if not base <= size <= self._scale * base * (1 + 1e-6):
-                allowed = f"enough to get from {smallest} to an allowed size, and no more than the limits allow"
-                raise InvalidArgument("scale", self._scale, allowed, f"{limits.sizes[0] / smallest:g}")
+                above = next((other for other in limits.sizes if other >= self._scale * base), limits.sizes[-1])
+                allowed = f"large enough to get from {base} to an allowed size"
+                raise InvalidArgument("scale", self._scale, allowed, f"{above / base:g}")
         self.dataset_size = recipe.dataset_size
         self.batch_sizes = sorted(set(self._sizes.values()))
         self._smoothing = smoothing
@@ -93,7 +92,6 @@ class AdaScale(Controller):
         self._count = 0  # of estimates
         self._grad_sq = 1.0
         self._trace = 0.0
-        self._base_sizes: list[int] = []  # of the updates that have not been observed
 
     @classmethod
     def check_optimizer(cls, optimizer: str) -> None:
@@ -124,21 +122,19 @@ class AdaScale(Controller):
         self._update += 1
         self._examples_seen += size
         self._clock += gain
-        self._base_sizes = [*self._base_sizes, there.batch_size]
         return update
 
     def observe(self, observation: Observation) -> None:
-        base, *self._base_sizes = self._base_sizes
         trace, grad_sq = float(observation.noise.trace), float(observation.noise.grad_sq)
         if not (math.isfinite(trace) and math.isfinite(grad_sq)):
             return
-        scale = observation.update.batch_size / base
-        smoothing = max(1 - scale / 1000, 0.0) if self._smoothing is None else self._smoothing
+        smoothing = max(1 - self._scale / 1000, 0.0) if self._smoothing is None else self._smoothing
         self._count += 1
         if self._count * (1 - smoothing) < 1:
             smoothing = 1 - 1 / self._count
+        least = _MIN_VARIANCE * observation.update.batch_size / self._scale
         # tr(Σ) is smoothed, not σ²: it keeps its meaning where B₀ changes.
-        self._trace = smoothing * self._trace + (1 - smoothing) * max(trace, _MIN_VARIANCE * base)
+        self._trace = smoothing * self._trace + (1 - smoothing) * max(trace, least)
         self._grad_sq = smoothing * self._grad_sq + (1 - smoothing) * max(grad_sq, 0.0)
 
     def state(self) -> dict[str, Any]:
@@ -152,4 +148,4 @@ class AdaScale(Controller):
         return {"controller": "AdaScale", **self._settings}
 
     def _names(self) -> tuple[str, ...]:
-        return "update", "examples_seen", "clock", "count", "grad_sq", "trace", "base_sizes"
+        return "update", "examples_seen", "clock", "count", "grad_sq", "trace"

@@ -1,7 +1,6 @@
 """Controllers by name, and what they need of optimizer and microbatches."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from bsjax.controllers.adabatch import AdaBatch
@@ -15,7 +14,7 @@ from bsjax.controllers.planned import Planned
 from bsjax.controllers.plateau import Plateau
 from bsjax.controllers.protocol import Controller
 from bsjax.errors import InvalidArgument, check_choice
-from bsjax.layout import Layout
+from bsjax.layout import Layouts
 from bsjax.recipe import Recipe
 
 CONTROLLERS: dict[str, Any] = {
@@ -66,19 +65,20 @@ factor, example_price; nearest: factor
     return kind(recipe, limits, **options)
 
 
-def check_microbatches(controller: Controller, layouts: Callable[[int], Layout], ghost_batch_size: int) -> None:
+def check_microbatches(controller: Controller, layouts: Layouts, ghost_batch_size: int) -> None:
     """Refuses layouts in which a controller could not measure the gradient noise.
 
     Args:
       controller: which batch sizes may come.
-      layouts: how each of them runs, such as `bsjax.layout.Layouts`.
+      layouts: how each of them runs.
       ghost_batch_size: 1 without batch norm.
 
     Raises:
       InvalidArgument: an update may come as one microbatch on one device, or all of it in shares of one ghost.
 
     >>> recipe = Recipe(0.1, 32, 1000, num_epochs=1)
-    >>> check_microbatches(GradientNoise(recipe, Limits(32, 512)), lambda size: Layout(1, 64), ghost_batch_size=8)
+    >>> layouts = Layouts([32], 8, numbers_of_devices=[1], max_microbatch_size=64, microbatch_size=64)
+    >>> check_microbatches(GradientNoise(recipe, Limits(32, 512, 8)), layouts, ghost_batch_size=8)
     Traceback (most recent call last):
     ...
     bsjax.errors.InvalidArgument: microbatch_size is 64; it must be small enough for two microbatches × devices in \
@@ -87,10 +87,13 @@ a batch of 32: GradientNoise needs the gradient noise; nearest: 16
     if not controller.needs_noise:
         return
     kind = type(controller).__name__
+    largest = max(size for sizes in layouts.microbatch_sizes.values() for size in sizes)
     for size in controller.batch_sizes:
         if size < 2 * ghost_batch_size:
             allowed = f"at least two of ghost_batch_size {ghost_batch_size}: {kind} needs the gradient noise"
             raise InvalidArgument("min_batch_size", size, allowed, 2 * ghost_batch_size)
+        if size > largest:
+            continue
         microbatch_size = layouts(size).microbatch_size
         if microbatch_size >= size:
             allowed = (

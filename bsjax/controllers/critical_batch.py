@@ -110,6 +110,8 @@ class CriticalBatch(Adaptive):
         size = self._bounded(self._at(self._examples_seen))
         step = math.lcm(*self._multiples) * size
         num_examples = -(-self._branch_examples // step) * step
+        if self._examples_seen + num_examples > self.num_examples:
+            return None  # the recipe says nothing about what comes after its end
         return [self._branch(multiple * size, num_examples) for multiple in self._multiples]
 
     def observe_branches(self, losses: Sequence[Sequence[float]]) -> None:

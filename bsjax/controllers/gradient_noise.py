@@ -17,9 +17,8 @@ class GradientNoise(Adaptive):
 
     where :math:`B_{simple} = \mathrm{tr}(\Sigma) / |G|^2` is that of the loop's averages. With steps
     :math:`S = \int (1 + B_{simple}/B) ds` and examples :math:`E = \int (B + B_{simple}) ds` over the progress s,
-    the latter is the B that minimises S + λE: λ is the price of an example in updates (1/λ is the paper's
-    exchange rate r). For training time it is the seconds an example adds to an update over the seconds an update
-    takes anyway.
+    the latter is the B that minimises S + λE: λ is the price of an example in updates (1/λ is the paper's exchange
+    rate r). For training time it is the seconds an example adds to an update over those an update takes anyway.
 
     Limits: any optimizer, but B_simple is of the raw gradient, and stands for the critical batch size only where the
     Hessian is near a multiple of the identity: the trend over a run is more to be trusted than the size, so c is
