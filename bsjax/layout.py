@@ -122,6 +122,8 @@ class Layouts:
             self.microbatch_sizes = {
                 n: [microbatch_size] for n in numbers_of_devices if _fits(microbatch_size, ghost_batch_size, n)
             }
+        for smallest in batch_sizes[:1]:  # if it can be measured, all can
+            self(smallest)
 
     def __call__(self, batch_size: int) -> Layout:
         """The layout for a batch size, which need not be one of those that were announced."""

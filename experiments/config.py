@@ -171,7 +171,15 @@ class Config:
         if self.controller == "planned":
             return Planned(recipe.plan(start))
         unit = ghost_batch_size_of(self.create_model(num_classes=1))
-        limits = Limits(
+        with _argument_is_flag(growth="batch_growth", hysteresis="controller_hysteresis"):
+            limits = self._limits(dataset_size, unit)
+        options = dict(map(_option, self.controller_options))
+        option_flags = {name: f"controller_options: {name}" for name in (*options, f"option of {self.controller}")}
+        with _argument_is_flag(**option_flags):
+            return create_controller(self.controller, recipe, limits, self.optimizer, **options)
+
+    def _limits(self, dataset_size: int, unit: int) -> Limits:
+        return Limits(
             self.min_batch_size or self.batch_size,
             self.max_batch_size or dataset_size // unit * unit,
             multiple_of=unit,
@@ -180,10 +188,6 @@ class Config:
             hysteresis=self.controller_hysteresis,
             warmup_examples=round(self.controller_warmup_epochs * dataset_size),
         )
-        with _argument_is_flag(growth="batch_growth", hysteresis="controller_hysteresis"):
-            return create_controller(
-                self.controller, recipe, limits, self.optimizer, **dict(map(_option, self.controller_options))
-            )
 
     def create_engine(
         self, dataset: Dataset, controller: Plan | Controller, images_on: str = "auto", devices: str = "all"

@@ -6,6 +6,7 @@ import pytest
 from absl import flags
 
 from bsjax import InvalidArgument
+from bsjax.data import load_dataset
 from experiments import config, presets
 from experiments.config import Config
 
@@ -133,3 +134,49 @@ def test_the_papers_schedules(name, updates):
     second = list(presets.section_5_2(preset, preset.config).values())[1:]
     plans = [one.recipe(preset.dataset_size).plan() for one in (*first, *second)]
     assert [plan.num_updates for plan in plans] == updates
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"controller": "noise"}, r"controller is 'noise'; .*; nearest: gradient_noise"),
+        ({"controller": "cabs"}, r"optimizer is 'momentum'; it must be sgd for Cabs; nearest: sgd"),
+        ({"controller": "adascale", "optimizer": "adam"}, r"optimizer is 'adam'; .* for AdaScale; nearest: momentum"),
+        ({"controller": "gradient_noise"}, r"batch_size is 8; it must be at least two of .*; nearest: 16"),
+        (
+            {"controller": "gradient_noise", "ghost_batch_size": 4, "microbatch_size": 64},
+            r"microbatch_size is 64; it must be from ghost_batch_size 4 to half of batch_size 8: .*; nearest: 4",
+        ),
+        ({"measure_noise": True}, r"batch_size is 8; it must be at least two of ghost_batch_size 8"),
+        (
+            {"controller": "plateau", "controller_options": ("patince=3",)},
+            r"controller_options: option of plateau is 'patince'; .*; nearest: patience",
+        ),
+        (
+            {"controller": "gradient_noise", "ghost_batch_size": 4, "controller_options": ("example_price=0",)},
+            r"controller_options: example_price is 0; it must be a positive number",
+        ),
+        (
+            {"controller": "plateau", "controller_options": ("patience",)},
+            r"controller_options is 'patience'; it must be NAME=VALUE, separated by commas; nearest: patience=1",
+        ),
+        ({"controller_options": ("a=1",)}, r"controller_options is 'a=1'; it must be left out: planned has none"),
+        (
+            {"controller": "plateau", "schedule": "increase_batch_size"},
+            r"schedule is 'increase_batch_size'; it must be decay_learning_rate with a controller",
+        ),
+        ({"controller": "adabatch", "max_batch_size": 100}, r"max_batch_size is 100; .*; nearest: 96 or 104"),
+        ({"controller": "adabatch", "controller_hysteresis": -1.0}, r"controller_hysteresis is -1.0; .*; nearest: 0"),
+        (
+            {"controller": "adabatch", "controller_warmup_epochs": -1.0},
+            r"controller_warmup_epochs is -1.0; .*nearest: 0",
+        ),
+        ({"noise_half_life_epochs": 0.0}, r"noise_half_life_epochs is 0.0; it must be positive; nearest: 1"),
+    ],
+)
+def test_a_controller_that_cannot_be(values, message):
+    dataset = load_dataset("digits")
+    with pytest.raises(InvalidArgument, match=f"^{message}"):
+        config = Config(**values)
+        # On one device, where small batches are one microbatch.
+        config.create_engine(dataset, config.create_controller(1437), devices="1")

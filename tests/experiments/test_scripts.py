@@ -41,6 +41,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
         ("train", [], 1, "flag --workdir=None: Flag --workdir must have a value"),
         ("train", ["--stop_after_s=0", "--workdir={}"], 2, "--stop_after_s is 0.0; it must be positive"),
         ("train", ["--dataset=fashion", "--workdir={}"], 2, "--dataset is 'fashion'; .*; nearest: fashion_mnist"),
+        ("train", ["--controller=cabs", "--workdir={}"], 2, "--optimizer is 'momentum'; it must be sgd for Cabs"),
         ("train", ["--keep_checkpoints=0", "--workdir={}"], 2, "--keep_checkpoints is 0; it must be .*; nearest: 1"),
         (
             "train",
