@@ -23,6 +23,7 @@ from bsjax.errors import InvalidArgument
 # The critical batch size is looked for up to this factor outside of the batch sizes that were measured.
 _RANGE = 1e3
 _GRID = 400
+_ROUNDING = 1e-12  # of a logarithm that is just at a limit
 
 
 class Interval(NamedTuple):
@@ -138,11 +139,12 @@ def fit_pareto(steps: Any, examples: Any, confidence: float = 0.95) -> ParetoFit
 def twenty_percent_batch_size(batch_sizes: Any, steps: Any, excess: float = 0.2) -> float:
     r"""The batch size at which steps exceed linear scaling by 20 %.
 
-    .. math:: B \, S(B) = (1 + 0.2) \min_b b \, S(b), \qquad B > \text{the minimum's } b
+    .. math:: B \, S(B) = (1 + 0.2) \min_b b \, S(b), \qquad b' \, S(b') > B \, S(B) \text{ for all } b' > B
 
     Linear scaling starts from the batch size that needs the fewest examples. Between batch sizes, examples are
-    interpolated on logarithmic axes. On the hyperbola of `fit_pareto`, from a smallest batch b, it is
-    0.2 B_crit + 1.2 b: the smallest should be far below the critical.
+    interpolated on logarithmic axes; where noise has them cross more than once, the last crossing counts. On the
+    hyperbola of `fit_pareto`, from a smallest batch b, it is 0.2 B_crit + 1.2 b: the smallest should be far below the
+    critical.
 
     Args:
       batch_sizes: [n], increasing.
@@ -165,8 +167,8 @@ def twenty_percent_batch_size(batch_sizes: Any, steps: Any, excess: float = 0.2)
     """
     batch_sizes, steps = _batch_sizes_and("steps", batch_sizes, steps)
     examples = batch_sizes * steps
-    start = int(examples.argmin())
-    return _last_within(batch_sizes[start:], examples[start:], math.log1p(_positive("excess", excess)))
+    excesses = np.log(examples / examples.min()) - math.log1p(_positive("excess", excess))
+    return _crossing(batch_sizes, excesses, int(np.flatnonzero(excesses <= _ROUNDING)[-1]))
 
 
 def branched_batch_size(batch_sizes: Any, losses: Any, tolerance: float) -> float:
@@ -202,7 +204,9 @@ def branched_batch_size(batch_sizes: Any, losses: Any, tolerance: float) -> floa
     batch_sizes, losses = _batch_sizes_and("losses", batch_sizes, losses, finite=False)
     if not math.isfinite(losses[0]):
         raise InvalidArgument("losses", float(losses[0]), "finite at the smallest batch size")
-    return _last_within(batch_sizes, losses, math.log1p(_positive("tolerance", tolerance)))
+    excesses = np.log(losses / losses[0]) - math.log1p(_positive("tolerance", tolerance))
+    beyond = np.flatnonzero(excesses > _ROUNDING)
+    return _crossing(batch_sizes, excesses, int(beyond[0]) - 1 if len(beyond) else len(losses) - 1)
 
 
 def interval_over_seeds(
@@ -266,17 +270,14 @@ def _fit(log_steps: np.ndarray, log_batch_sizes: np.ndarray) -> tuple[float, flo
     return math.exp(log_min_steps), math.exp(log_min_steps + log_critical), math.exp(log_critical), rms
 
 
-def _last_within(batch_sizes: np.ndarray, costs: np.ndarray, log_excess: float) -> float:
-    """Where costs first exceed the first one by a factor, interpolated."""
-    with np.errstate(invalid="ignore"):
-        excess = np.log(costs / costs[0]) - log_excess
-    beyond = np.flatnonzero(excess > 1e-12)  # of rounding, where a cost is just at the limit
-    if not len(beyond):
+def _crossing(batch_sizes: np.ndarray, excesses: np.ndarray, last_within: int) -> float:
+    """Where the excess is 0 between a batch size and the next."""
+    near = slice(last_within, last_within + 2)
+    if last_within == len(batch_sizes) - 1:
         return math.inf
-    near = slice(beyond[0] - 1, beyond[0] + 1)
-    if not np.isfinite(excess[beyond[0]]):
-        return float(batch_sizes[beyond[0] - 1])
-    return float(np.exp(np.interp(0.0, excess[near], np.log(batch_sizes[near]))))
+    if not np.isfinite(excesses[last_within + 1]):
+        return float(batch_sizes[last_within])
+    return float(np.exp(np.interp(0.0, excesses[near], np.log(batch_sizes[near]))))
 
 
 def _batch_sizes_and(name: str, batch_sizes: Any, values: Any, finite: bool = True) -> tuple[np.ndarray, np.ndarray]:

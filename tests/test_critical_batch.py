@@ -75,6 +75,8 @@ def test_twenty_percent_of_a_hyperbola(critical, excess):
 def test_twenty_percent_starts_from_the_fewest_examples():
     # The smallest batch wastes examples, as it does where noise, and not the learning rate, limits it.
     assert twenty_percent_batch_size([1, 2, 4, 8, 16], [150, 50, 25, 15, 15]) == pytest.approx(8)
+    # Noise has them cross twice.
+    assert twenty_percent_batch_size([1, 2, 4, 8, 16], [100, 61, 29, 15, 15]) == pytest.approx(8)
 
 
 @given(st.floats(0.01, 0.5), st.floats(0.1, 2))
