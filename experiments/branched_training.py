@@ -17,8 +17,8 @@ from experiments.config import Config
 from experiments.target_loss import Setup, create_engine, read_cached, write_cached
 
 # A branch is as long as so many updates of the largest batch; its loss is a mean after each of the last ones.
-BRANCH_UPDATES = 8
-_EVALUATED_UPDATES = 4
+BRANCH_UPDATES = 16
+_EVALUATED_UPDATES = 8
 # The gradient noise scale is of so many chunks, each an estimate from so many shards.
 _NUM_CHUNKS = 8
 _NUM_SHARDS = 32

@@ -13,10 +13,11 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from bsjax.critical_batch import Interval, ParetoFit, fit_pareto, interval_over_seeds, twenty_percent_batch_size
 from bsjax.errors import RunError
@@ -28,13 +29,20 @@ from experiments.target_loss import Search, SideBySide
 _NAME = "critical_batch_size"
 
 
+class Branches(NamedTuple):
+    """What left a run, and what came of it."""
+
+    run: Config
+    batch_sizes: list[int]
+    measured: list[list[branched_training.Point]]  # of each seed
+
+
 def main() -> None:
     """Trains what is missing, then draws the figure and prints the tables."""
     study = critical_batch_study.study_from_flags()
     with _side_by_side(study.jobs) as side_by_side:
         searches = search_all(study, side_by_side)
-        run = branch_run(study, searches)
-        measured = _branch_all(study, run, side_by_side)
+        branches = branch_all(study, searches, side_by_side)
     reached = [search for search in searches if search.best is not None]
     if len(reached) < 3:
         raise RunError(
@@ -45,8 +53,7 @@ def main() -> None:
     sizes = np.array([search.batch_size for search in reached])
     fit = fit_pareto(steps, sizes * steps)
     twenty = interval_over_seeds(lambda seeds: twenty_percent_batch_size(sizes, _mean(seeds)), steps)
-    batch_sizes = [factor * run.batch_size for factor in study.preset.branch_factors]
-    along = branched_training.along_training(measured, batch_sizes, study.preset.branch_tolerance)
+    along = branched_training.along_training(branches.measured, branches.batch_sizes, study.preset.branch_tolerance)
 
     rows = _rows(searches, study.preset.target_loss, fit)
     quantities = {
@@ -54,13 +61,14 @@ def main() -> None:
         "E_min, examples": fit.min_examples,
         "B_crit = E_min / S_min": fit.critical_batch_size,
         "20 % above linear scaling": twenty,
+        "the same of the fit": Interval(*(0.2 * x + 1.2 * float(sizes[0]) for x in fit.critical_batch_size)),
     }
-    _print(study, rows, quantities, fit, along, run)
+    _print(study, rows, quantities, fit, along, branches)
     figure = _draw(sizes, steps, fit, twenty, along)
     table = [{"quantity": name, **_csv(interval)} for name, interval in quantities.items()]
     table.append({"quantity": "rms residual of log steps", **_csv(Interval(fit.rms_residual, math.nan, math.nan))})
     studies.write_csv(study.workdir / f"{_NAME}_search.csv", _search_rows(searches, study.preset.target_loss))
-    studies.write_csv(study.workdir / f"{_NAME}_along_training.csv", _along_rows(along, measured, batch_sizes))
+    studies.write_csv(study.workdir / f"{_NAME}_along_training.csv", _along_rows(along, branches))
     figures.save(figure, study.workdir, _NAME, rows, table)
 
 
@@ -94,34 +102,21 @@ def search_all(study: Study, side_by_side: SideBySide) -> list[Search]:
     return searches
 
 
-def branch_run(study: Study, searches: Sequence[Search]) -> Config:
-    """The run that branches leave: of its batch size, with the learning rate found for that."""
-    [search] = [search for search in searches if search.batch_size == study.preset.branch_batch_size]
+def branch_all(study: Study, searches: Sequence[Search], side_by_side: SideBySide) -> Branches:
+    """The branches of a run of `branch_batch_size`, with the learning rate found for that."""
+    preset = study.preset
+    [search] = [search for search in searches if search.batch_size == preset.branch_batch_size]
     if search.best is None:
         raise RunError(f"batch size {search.batch_size} has not reached the target; try another --branch_batch_size")
-    return dataclasses.replace(study.preset.config, batch_size=search.batch_size, learning_rate=search.best)
-
-
-def _branch_all(study: Study, run: Config, side_by_side: SideBySide) -> list[list[branched_training.Point]]:
-    folder = study.workdir / "runs"
-    [trials] = [
-        target_loss.train(
-            study.setup, dataclasses.replace(run, seed=study.seeds[0]), study.preset.target_loss, 0, folder
-        )
-    ]
-    steps = trials.steps_to(study.preset.target_loss) or 1.0
-    points = [max(1, round(fraction * steps)) * run.batch_size for fraction in study.preset.branch_points]
+    run = dataclasses.replace(preset.config, batch_size=search.batch_size, learning_rate=search.best)
+    steps = float(_mean(np.array(_steps(search, preset.target_loss))))
+    points = [max(1, round(fraction * steps)) * run.batch_size for fraction in preset.branch_points]
     tasks = [
-        (
-            study.setup,
-            dataclasses.replace(run, seed=seed),
-            points,
-            study.preset.branch_factors,
-            study.workdir / "branches",
-        )
+        (study.setup, dataclasses.replace(run, seed=seed), points, preset.branch_factors, study.workdir / "branches")
         for seed in study.seeds
     ]
-    return side_by_side(branched_training.measure, tasks)
+    batch_sizes = [factor * run.batch_size for factor in preset.branch_factors]
+    return Branches(run, batch_sizes, side_by_side(branched_training.measure, tasks))
 
 
 def _steps(search: Search, target: float) -> list[float]:
@@ -174,18 +169,16 @@ def _search_rows(searches: Sequence[Search], target: float) -> list[dict[str, An
     ]
 
 
-def _along_rows(
-    along: Sequence[dict[str, Any]], measured: Sequence[Sequence[branched_training.Point]], batch_sizes: Sequence[int]
-) -> list[dict[str, Any]]:
+def _along_rows(along: Sequence[dict[str, Any]], branches: Branches) -> list[dict[str, Any]]:
     rows = []
-    for row, *points in zip(along, *measured, strict=True):
+    for row, *points in zip(along, *branches.measured, strict=True):
         losses = np.exp(np.log([point.losses for point in points]).mean(axis=0))
         intervals = {
             f"{name}{end}": value
             for name in ("branched", "gradient_noise_scale")
             for end, value in zip(("", "_low", "_high"), _csv(row[name]).values(), strict=True)
         }
-        means = {f"loss_{size}": f"{loss:.5g}" for size, loss in zip(batch_sizes, losses, strict=True)}
+        means = {f"loss_{size}": f"{loss:.5g}" for size, loss in zip(branches.batch_sizes, losses, strict=True)}
         rows.append({"examples_seen": row["examples_seen"], **intervals, **means})
     return rows
 
@@ -205,7 +198,7 @@ def _print(
     quantities: dict[str, Interval],
     fit: ParetoFit,
     along: Sequence[dict[str, Any]],
-    run: Config,
+    branches: Branches,
 ) -> None:
     print(f"\nTo test loss {study.preset.target_loss:g}, mean of {len(study.seeds)} seeds")
     head = ("batch size", "learning rate", "steps", "examples", "÷ fewest", "steps of the fit")
@@ -215,8 +208,8 @@ def _print(
     print(f"\n95 % intervals over {len(study.seeds)} seeds")
     _print_table([(name, _text(interval, largest)) for name, interval in quantities.items()])
     print(f"The fit leaves {100 * fit.rms_residual:.1f} % (root mean square, of seeds and batch sizes).")
+    run, largest_branch = branches.run, branches.batch_sizes[-1]
     print(f"\nAlong a run of batch size {run.batch_size}, learning rate {run.learning_rate:g}")
-    largest_branch = study.preset.branch_factors[-1] * run.batch_size
     lines = [
         (f"{row['examples_seen']:,}", _text(row["branched"], largest_branch), _text(row["gradient_noise_scale"]))
         for row in along
@@ -257,7 +250,6 @@ def _draw(
     left.set_ylim(0.7 * mean.min(), 1.4 * mean.max())
     for panel in (left, middle):
         panel.legend(loc="lower left" if panel is left else "upper right")
-        panel.yaxis.set_minor_formatter("")
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter("{x:g}")
 
@@ -272,7 +264,12 @@ def _draw(
         bars[~np.isfinite(bars)] = 0  # unbounded, or of one seed
         right.errorbar(seen[known], values[known, 0], bars, color=color, marker=marker, capsize=3, label=label)
     right.set(xscale="log", yscale="log", xlabel="Examples seen", ylabel="Batch size")
-    right.set_ylim(0.7 * sizes[0], 1.4 * sizes[-1])
+    largest = max(row["gradient_noise_scale"].value for row in along)
+    right.set_ylim(0.7 * sizes[0], 1.4 * max(sizes[-1], largest if math.isfinite(largest) else 0))
+    for axis in (left.yaxis, middle.yaxis, middle.xaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter("")
     right.legend()
     return figure
 

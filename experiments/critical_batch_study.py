@@ -47,7 +47,7 @@ class Preset:
     num_eval_examples: int
     branch_batch_size: int
     branch_factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    branch_points: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    branch_points: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     branch_tolerance: float = 0.1
 
 
@@ -66,6 +66,7 @@ PRESETS = {
         batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         num_eval_examples=360,
         branch_batch_size=2,
+        branch_factors=(1, 2, 4, 8, 16, 32),
     ),
     "fashion_mnist": Preset(
         _plain(presets.PRESETS["fashion_mnist"].config, batch_size=8, learning_rate=0.02, num_epochs=10.0),

@@ -97,9 +97,10 @@ def test_the_first_branch_is_the_run_itself(setup, tmp_path):
 
     engine, _, momentum = target_loss.create_engine(setup, 1)
     state, logs = engine.init(), []
-    for step in range((160 + 8 * 2 * 8) // 8):
+    updates = branched_training.BRANCH_UPDATES  # each of batch size 16 for the second branch
+    for step in range((160 + 16 * updates) // 8):
         state, _ = engine.update(state, 8 * step, 8, 0.05, momentum)
-        if 8 * (step + 1) in (160 + 80, 160 + 96, 160 + 112, 160 + 128):
+        if 8 * (step + 1) in range(160 + 16 * (updates // 2 + 1), 160 + 16 * updates + 1, 16):
             logs.append(math.log(engine.evaluate(state)["test_loss"]))
     assert far.losses[0] == pytest.approx(math.exp(np.mean(logs)), rel=1e-5)
     assert far.losses[1] != far.losses[0]
