@@ -6,7 +6,17 @@ Trains to a target test loss at each batch size, with a constant learning rate t
 Left: steps against the batch size, with linear scaling from the batch size of fewest examples, the hyperbola
 (S/S_min - 1)(E/E_min - 1) = 1, and where steps exceed linear scaling by 20 %. Middle: the same as steps against
 examples. Right: at points of one run, the largest batch with which a branch loses nothing, and B_simple = tr(Σ)/|G|².
-Bars and bands are 95 % intervals over seeds.
+Bars and bands are 95 % intervals over seeds; a branch that loses nothing at all is in the table alone.
+
+The gradient noise scale is that of the point's parameters, from 2,048 or more examples, by updates with learning rate 0.
+
+About two minutes on two CPU cores, and ten with --preset=fashion_mnist. Of digits, to test loss 0.1:
+
+    S_min, steps                        33.4 (30.3 to 36.7)
+    E_min, examples            3,269.2 (2,512.9 to 4,253.0)
+    B_crit = E_min / S_min             97.9 (69.8 to 137.3)
+    20 % above linear scaling            27.0 (9.6 to 76.2)
+    the same of the fit                 20.8 (15.2 to 28.7)
 """
 
 import contextlib
