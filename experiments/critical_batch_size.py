@@ -8,7 +8,7 @@ Left: steps against the batch size, with linear scaling from the batch size of f
 examples. Right: at points of one run, the largest batch with which a branch loses nothing, and B_simple = tr(Σ)/|G|².
 Bars and bands are 95 % intervals over seeds; a branch that loses nothing at all is in the table alone.
 
-The gradient noise scale is that of the point's parameters, from 2,048 or more examples, by updates with learning rate 0.
+The gradient noise scale is of the point's parameters, from 2,048 examples, by updates with learning rate 0.
 
 About two minutes on two CPU cores, and ten with --preset=fashion_mnist. Of digits, to test loss 0.1:
 
