@@ -167,6 +167,14 @@ def test_the_script_end_to_end(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == before
 
 
+def test_a_target_that_is_not_reached_is_said(tmp_path):
+    flags = ["--batch_sizes=32,64,128", "--branch_batch_size=32", "--model_width=8", "--num_epochs=0.1", "--jobs=1"]
+    result = call(*flags, "--seeds=1", "--target_loss=0.01", f"--workdir={tmp_path}")
+    assert result.returncode == 1
+    assert result.stdout.count("not reached") == 3
+    assert re.search("^error: 0 batch sizes reached test loss 0.01 with all seeds, not three: try", result.stderr)
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
