@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,7 +160,7 @@ def train(
             control.checkpoint_every_epochs,
             control.keep_checkpoints,
             noise_half_life_epochs=run.noise_half_life_epochs,
-            should_stop=lambda: caught() is not None or time.time() > control.stop_at or _is_worker_to_stop(),
+            should_stop=lambda: caught() is not None or time.time() > control.stop_at or is_worker_to_stop(),
             about={"config": dataclasses.asdict(run), **forked, **surroundings()},
             fork=fork,
             show="noise" if show == "auto" and control.show_noise else show,
@@ -263,9 +263,7 @@ def train_all(
     for config, folder in zip(configs, folders, strict=True):
         _check_same_run(config, folder)
     todo = {folder: config for folder, config in zip(folders, configs, strict=True) if not has_ended(folder)}
-    if jobs is None:
-        jobs = len(available_cores()) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
-    jobs = min(jobs, len(todo))
+    jobs = min(default_jobs() if jobs is None else jobs, len(todo))
     num_ended = len(set(folders)) - len(todo)
 
     def finished(folder: pathlib.Path) -> None:
@@ -312,7 +310,7 @@ def run_name(config: Config, reference: Config) -> str:
 
 
 def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> None:
-    if time.time() < control.stop_at and not _is_worker_to_stop():
+    if time.time() < control.stop_at and not is_worker_to_stop():
         with _training, contextlib.suppress(DivergedError, StoppedEarly):  # its files say so
             train(config, folder, control, show)
 
@@ -320,6 +318,20 @@ def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str
 def _train_in_processes(
     todo: dict[pathlib.Path, Config], jobs: int, control: Control, finished: Callable[[pathlib.Path], None]
 ) -> None:
+    with worker_pool(jobs) as pool:
+        futures = {pool.submit(_train_one, config, folder, control): folder for folder, config in todo.items()}
+        for future in concurrent.futures.as_completed(futures):
+            future.result()
+            finished(futures[future])
+
+
+@contextlib.contextmanager
+def worker_pool(jobs: int) -> Iterator[concurrent.futures.Executor]:
+    """Processes with cores of their own. At a signal, and at an error inside, `is_worker_to_stop` is true in them.
+
+    Raises:
+      Interrupted: by a signal.
+    """
     context = multiprocessing.get_context("spawn")
     cores, stop = context.Queue(), context.Event()
     available = available_cores()
@@ -334,14 +346,13 @@ def _train_in_processes(
         workdirs.catch_signals(at_first=stop.set, at_second=kill_workers) as caught,
         concurrent.futures.ProcessPoolExecutor(jobs, context, _begin_worker, (cores, stop)) as pool,
     ):
-        futures = {pool.submit(_train_one, config, folder, control): folder for folder, config in todo.items()}
         try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-                finished(futures[future])
-        except BaseException:
+            yield pool
+        except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, StoppedEarly) and (signum := caught()) is not None:
+                raise workdirs.Interrupted(signum) from None
             raise
         if (signum := caught()) is not None:
             raise workdirs.Interrupted(signum)
@@ -351,7 +362,8 @@ _training = threading.Lock()  # is held while a process trains
 _stop_workers: Any = None  # in a worker, the event that ends its run
 
 
-def _is_worker_to_stop() -> bool:
+def is_worker_to_stop() -> bool:
+    """Whether this is a process of `worker_pool` that is to stop."""
     return _stop_workers is not None and _stop_workers.is_set()
 
 
@@ -373,6 +385,11 @@ def _begin_worker(cores: Any, stop: Any) -> None:
         threading.Thread(target=stop_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores.get())
+
+
+def default_jobs() -> int:
+    """One process per core, or one alone where there is an accelerator, or many processes already."""
+    return len(available_cores()) if jax.default_backend() == "cpu" and jax.process_count() == 1 else 1
 
 
 def available_cores() -> list[int]:
