@@ -10,7 +10,7 @@ Bars and bands are 95 % intervals over seeds; a branch that loses nothing at all
 
 The gradient noise scale is of the point's parameters, from 2,048 examples, by updates with learning rate 0.
 
-One minute on two CPU cores, and about eight with --preset=fashion_mnist. Of digits, to test loss 0.1:
+One minute on two CPU cores, and four with --preset=fashion_mnist. Of digits, to test loss 0.1:
 
     S_min, steps                        33.4 (30.3 to 36.7)
     E_min, examples            3,269.2 (2,512.9 to 4,253.0)
