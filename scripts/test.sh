@@ -13,4 +13,4 @@ echo "== mypy: bsjax, experiments, scripts"
 echo "== shellcheck"
 .venv/bin/shellcheck --external-sources scripts/*.sh .ci/run
 echo "== pytest: doctests of bsjax, tests"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

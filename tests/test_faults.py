@@ -33,7 +33,7 @@ def start(*arguments):
 
 def wait_for_checkpoint(process, workdir):
     deadline = time.monotonic() + TIMEOUT_S
-    while not list(workdir.glob("**/checkpoints/[0-9]*[0-9]")):
+    while not [*workdir.glob("checkpoints/[0-9]*[0-9]"), *workdir.glob("runs/*/checkpoints/[0-9]*[0-9]")]:
         if time.monotonic() > deadline or process.poll() is not None:
             process.kill()
             pytest.fail(f"there is no checkpoint:\n{process.communicate()}")

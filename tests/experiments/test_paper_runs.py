@@ -75,7 +75,7 @@ def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tm
     sizes = {}
     for line in result.stdout.splitlines()[1:]:
         if line.endswith("seed=0"):
-            phases = sizes[line.replace("model=mlp,model_width=8,num_epochs=1.0,lr_decay_epochs=(0.4, 0.8),", "")] = []
+            phases = sizes[line.replace("model=mlp,model_width=8,num_epochs=1.0,lr_decay_epochs=0.4+0.8,", "")] = []
         else:
             assert re.fullmatch(r" +[\d,]+ +[\d,]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d,]+ +[\d.]+", line), line
             phases.append(int(line.split()[0].replace(",", "")))
