@@ -49,6 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2, read_only: bool = False):
+        _ignore_stragglers()
         self._folder = folder.absolute()
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
@@ -158,20 +159,27 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Reading a damaged checkpoint fails in many threads, some of which tell so later; one line is enough."""
-    level, show = logging.root.manager.disable, sys.excepthook
-
-    def show_but_stragglers(kind: Any, error: Any, traceback: Any) -> None:
-        if "Event loop is closed" not in str(error):
-            show(kind, error, traceback)
-
+    """Orbax warns of what is missing in a damaged checkpoint; one line, ours, is enough."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    sys.excepthook = show_but_stragglers
     try:
         yield
-        sys.excepthook = show
     finally:
         logging.disable(level)
+
+
+def _ignore_stragglers() -> None:
+    """Where one array cannot be read or written, threads that are at the others print that nobody waits for them."""
+    show = sys.unraisablehook
+    if getattr(show, "ignores_stragglers", False):
+        return
+
+    def show_others(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            show(unraisable)
+
+    show_others.ignores_stragglers = True  # type: ignore[attr-defined]
+    sys.unraisablehook = show_others
 
 
 def _describe(state: TrainState, checksum: bool = True) -> dict[str, list]:

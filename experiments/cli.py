@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -49,6 +49,8 @@ def run(main: Callable[[], None]) -> None:
             if _CACHE.value:
                 use_compilation_cache(_CACHE_DIR.value)
             logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators there are not
+            # Orbax prints the traceback of what it also raises, and which ends the run with a line.
+            logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
             _join_processes()
             main()
         except InvalidArgument as error:
@@ -139,9 +141,9 @@ def _sources() -> str:
     return f"{crc32:08x}"
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> NoReturn:
+    """Ends at once: not waiting for processes that may never come, nor for threads whose work has failed."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        _dismiss_watcher()
-        os._exit(code)  # not waiting for processes that may never come
-    sys.exit(code)
+    sys.stdout.flush()
+    _dismiss_watcher()
+    os._exit(code)

@@ -138,3 +138,15 @@ for name in ("metrics", "summary", next(name for name in expected if "params" in
     lines = result.stdout.splitlines()
     assert lines[:2] == ["metrics", "summary"], result.stderr
     assert "params" in lines[2]
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path):
+    """A limit on the size of files stands for it."""
+    limited = ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command("train", tmp_path, "--nocompilation_cache")]
+    limited.append("--model_width=32")
+    result = subprocess.run(limited, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert result.returncode == 1
+    said = r"^error: .*(cannot be written|File too large|No space left).*$"
+    assert re.search(said, result.stderr, re.M), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "summary.json").exists()
