@@ -142,8 +142,8 @@ def _sources() -> str:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    """Ends at once: not waiting for processes that may never come, nor for threads whose work has failed."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    _dismiss_watcher()
-    os._exit(code)
+    if jax.distributed.is_initialized():
+        _dismiss_watcher()
+        os._exit(code)  # not waiting for processes that may never come
+    sys.exit(code)
