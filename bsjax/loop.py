@@ -35,6 +35,7 @@ def train(
     eval_every_epochs: float = 1.0,
     log_every_epochs: float = 1.0,
     checkpoint_every_epochs: float = math.inf,
+    checkpoint_min_s: float = 0.0,
     keep_checkpoints: int = 2,
     should_stop: Callable[[], bool] = lambda: False,
     noise_half_life_epochs: float = 0.5,
@@ -56,6 +57,8 @@ def train(
       eval_every_epochs: evaluate after the first update that ends at or past each multiple of this, and at the end.
       log_every_epochs: likewise.
       checkpoint_every_epochs: likewise; infinite: not for this reason.
+      checkpoint_min_s: a checkpoint that is due sooner than this after the one before (or the beginning) waits, so
+        that short runs do not spend their time on them. With many processes, whose clocks differ, none waits.
       keep_checkpoints: how many of the newest stay.
       should_stop: is asked after each update whether to write a checkpoint and return; if any process's says so,
         all stop after the same update.
@@ -113,7 +116,14 @@ def train(
         progress = Progress(end, dataset_size, show if is_first else "none", start=start)
         exits.enter_context(contextlib.closing(progress))
         log = TrainLog(
-            engine, writer, progress, dataset_size, log_every_epochs, noise_half_life_epochs, **before["log"]
+            engine,
+            writer,
+            progress,
+            dataset_size,
+            log_every_epochs,
+            noise_half_life_epochs,
+            controller.needs_observations,
+            **before["log"],
         )
 
         def times() -> dict[str, float]:
@@ -163,6 +173,7 @@ def train(
         is_checkpoint_due = Every(checkpoint_every_epochs * dataset_size, log.examples_seen)
         batch_sizes = sorted(controller.batch_sizes)
         compiled, phase_start, stopping = None, log.examples_seen, False
+        saved_at, is_save_due = started, False
         try:
             while update is not None:
                 with log.training():
@@ -173,8 +184,9 @@ def train(
                     compiled = batch_size
                     for larger in batch_sizes[bisect.bisect_right(batch_sizes, batch_size) :][:1]:
                         engine.compile_ahead(state, larger)
-                for observation in log.observations(before=update.update - LAG + 1):
-                    controller.observe(observation)
+                if controller.needs_observations:
+                    for observation in log.observations(before=update.update - LAG + 1):
+                        controller.observe(observation)
                 examples_seen += batch_size
                 if branches := controller.branches():
                     log.read_all()
@@ -188,12 +200,14 @@ def train(
                     log.evaluated(evaluation)
                 stopping = should_stop()
                 is_stop_due = (stopping if is_alone else log.num_stops > 0) and not is_last
-                is_phase_over = False
+                is_save_due |= is_checkpoint_due(examples_seen)
                 if update is not None and update.batch_size != batch_size:
-                    is_phase_over = examples_seen - phase_start >= _LONG_PHASE * (end - start)
+                    is_save_due |= examples_seen - phase_start >= _LONG_PHASE * (end - start)
                     phase_start = examples_seen
-                if is_checkpoint_due(examples_seen) or is_phase_over or is_stop_due or is_last:
+                is_early = is_alone and time.perf_counter() - saved_at < checkpoint_min_s
+                if (is_save_due and not is_early) or is_stop_due or is_last:
                     save()
+                    saved_at, is_save_due = time.perf_counter(), False
                 if is_stop_due:
                     return None
         except DivergedError as error:

@@ -20,6 +20,8 @@ from bsjax.plan import Update
 
 # The metrics of an update are read when this many later ones are dispatched: the device never waits.
 _READ_BEHIND = 2
+# So many updates' estimates are made in a row, if nobody asks before: that takes a quarter of the time of one by one.
+_TAKE_UP_AT_ONCE = 256
 # Averages; B_simple = trace / grad_sq in examples, and its 95 % interval.
 _NOISE = ("gradient_noise_scale", "gradient_noise_scale_low", "gradient_noise_scale_high", "grad_sq", "grad_trace")
 _LOGGED = ("loss", "accuracy", "grad_norm")  # as means over examples
@@ -54,6 +56,7 @@ class TrainLog:
       dataset_size: N.
       log_every_epochs: how often a line is written.
       noise_half_life_epochs: of the averages behind the gradient noise scale.
+      keep_observations: whether `observations` will be called.
       start: position in the example stream where the run began. This and what follows is what `to_json` returns.
 
     Attributes:
@@ -72,6 +75,7 @@ class TrainLog:
         dataset_size: int,
         log_every_epochs: float,
         noise_half_life_epochs: float,
+        keep_observations: bool,
         start: int,
         num_updates: int = 0,
         examples_seen: int | None = None,
@@ -102,12 +106,15 @@ class TrainLog:
         self._progress = progress
         self._dataset_size = dataset_size
         self._half_life = noise_half_life_epochs * dataset_size
+        self._keep_observations = keep_observations
+        self._not_taken_up: list[tuple[Update, dict[str, float]]] = []
         self._is_due = Every(log_every_epochs * dataset_size, self.examples_seen)
         self._pending: collections.deque[tuple[Update, jax.Array]] = collections.deque()
         self._update: Update | None = None  # the last one that has been read
 
     def to_json(self) -> dict[str, Any]:
         """What the last arguments of the constructor take, to go on from here."""
+        self._take_up()
         names = ("num_updates", "examples_seen", "train_loss", "seconds", "branch_examples")
         return {name: getattr(self, name) for name in names} | {
             "start": self._start,
@@ -140,6 +147,7 @@ class TrainLog:
 
     def observations(self, before: int) -> Iterator[Observation]:
         """Those of updates before this one, each once."""
+        self._take_up()
         while self._observations and self._observations[0].update.update < before:
             yield self._observations.popleft()
 
@@ -173,25 +181,31 @@ class TrainLog:
         self.examples_seen = update.examples_seen + update.batch_size
         for name in _LOGGED:
             self._sums[name] += values[name] * update.batch_size
-        self._observe(update, values)
+        self._not_taken_up.append((update, values))
+        if len(self._not_taken_up) == _TAKE_UP_AT_ONCE:
+            self._take_up()
         self._progress.update(**self._where())
         if self._is_due(self.examples_seen):
             self._write()
 
-    def _observe(self, update: Update, values: dict[str, float]) -> None:
-        num_shards = self._engine.num_shards(update.batch_size)
-        noise = Estimate(math.nan, math.nan, update.batch_size, num_shards)
-        if num_shards > 1:
-            noise = gradient_noise.estimate(
-                values["weighted_grad_sq"],
-                values["grad_norm"] ** 2,
-                update.batch_size,
-                num_shards,
-                self._dataset_size,
-            )
-        if num_shards > 1 or self._averages.weight:
-            self._averages = gradient_noise.update_averages(self._averages, noise, self._half_life)
-        self._observations.append(Observation(update, values["loss"], noise, self._averages))
+    def _take_up(self) -> None:
+        """What the updates read since the last call say of the noise."""
+        for update, values in self._not_taken_up:
+            num_shards = self._engine.num_shards(update.batch_size)
+            noise = Estimate(math.nan, math.nan, update.batch_size, num_shards)
+            if num_shards > 1:
+                noise = gradient_noise.estimate(
+                    values["weighted_grad_sq"],
+                    values["grad_norm"] ** 2,
+                    update.batch_size,
+                    num_shards,
+                    self._dataset_size,
+                )
+            if num_shards > 1 or self._averages.weight:
+                self._averages = gradient_noise.update_averages(self._averages, noise, self._half_life)
+            if self._keep_observations:
+                self._observations.append(Observation(update, values["loss"], noise, self._averages))
+        self._not_taken_up.clear()
 
     def _where(self) -> dict[str, Any]:
         assert self._update is not None
@@ -204,6 +218,7 @@ class TrainLog:
 
     def _noise(self) -> dict[str, float | None]:
         """What is known of the noise, {} before anything is."""
+        self._take_up()
         averages = self._averages
         if averages.weight == 0:
             return {}

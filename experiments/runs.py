@@ -50,6 +50,7 @@ class Control(NamedTuple):
     images_on: str = "auto"
     devices: str = "all"
     checkpoint_every_epochs: float = 10.0
+    checkpoint_min_s: float = 2.0
     keep_checkpoints: int = 2
     show_noise: bool = False
     stop_at: float = math.inf  # by the clock of time.time()
@@ -66,6 +67,8 @@ def define_flags() -> None:
     flags.DEFINE_string("devices", _DEFAULT.devices, "all, a number of them, or auto: as many as make a batch fastest.")
     often = "Checkpoint this often, in epochs; also where the batch size changes, and at the end."
     flags.DEFINE_float("checkpoint_every_epochs", _DEFAULT.checkpoint_every_epochs, often)
+    least = "Least seconds from one checkpoint to the next of a single process; the last one is not kept waiting."
+    flags.DEFINE_float("checkpoint_min_s", _DEFAULT.checkpoint_min_s, least)
     flags.DEFINE_integer("keep_checkpoints", _DEFAULT.keep_checkpoints, "How many of the newest checkpoints stay.")
     flags.DEFINE_bool("show_noise", _DEFAULT.show_noise, "Show the gradient noise scale in the progress.")
     flags.DEFINE_float("stop_after_s", None, "Stop cleanly after this many seconds; the same command goes on.")
@@ -77,6 +80,8 @@ def control_from_flags() -> Control:
     for name in ("checkpoint_every_epochs", "stop_after_s"):
         if (value := getattr(values, name)) is not None and not value > 0:
             raise InvalidArgument(name, value, "positive")
+    if not values.checkpoint_min_s >= 0:
+        raise InvalidArgument("checkpoint_min_s", values.checkpoint_min_s, "a number >= 0", _DEFAULT.checkpoint_min_s)
     if values.keep_checkpoints < 1:
         raise InvalidArgument("keep_checkpoints", values.keep_checkpoints, "a whole number >= 1", 1)
     check_devices(values.devices)
@@ -87,6 +92,7 @@ def control_from_flags() -> Control:
         images_on,
         values.devices,
         values.checkpoint_every_epochs,
+        values.checkpoint_min_s,
         values.keep_checkpoints,
         values.show_noise,
         stop_at,
@@ -158,6 +164,7 @@ def train(
             run.eval_every_epochs,
             run.log_every_epochs,
             control.checkpoint_every_epochs,
+            control.checkpoint_min_s,
             control.keep_checkpoints,
             noise_half_life_epochs=run.noise_half_life_epochs,
             should_stop=lambda: caught() is not None or time.time() > control.stop_at or is_worker_to_stop(),

@@ -8,6 +8,8 @@
   of resident memory on a CPU, of the device's own elsewhere.
 --part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it, in
   pairs that take turns; batches of 128 in microbatches of 32.
+--part=checkpoints: time of the digits preset with a growing batch, with the checkpoints that it writes by default, over
+  that without any; the last one, which the run waits for, included; in pairs that take turns.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 
 12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.98-1.00), 1.00
@@ -17,6 +19,7 @@ of 32. Memory at batch 4096 over that at 64: 0.99; the loop's, 13.9. After 4 com
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -26,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -43,8 +46,10 @@ from bsjax.engine import Engine
 from bsjax.models import MODELS, create_model
 from bsjax.optimizers import create_optimizer
 from bsjax.parallel import first_replica
+from bsjax.train_log import TrainLog
+from experiments import presets, runs
 
-PARTS = ("memory", "throughput", "gradient_noise", "batch_size_change")
+PARTS = ("memory", "throughput", "gradient_noise", "checkpoints", "batch_size_change")
 _PARTS = flags.DEFINE_multi_enum("part", PARTS, PARTS, "What to measure; may be given several times. Default, all.")
 _MODEL = flags.DEFINE_enum("model", "cnn", MODELS, "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
@@ -177,30 +182,78 @@ def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> 
         for _ in range(2)
     ]
 
+    def forget(log: TrainLog) -> None:
+        log._not_taken_up.clear()
+
     def seconds(is_measuring: bool) -> float:
         """As the loop counts them: without compilation, evaluation and checkpoints."""
         with contextlib.ExitStack() as exits:
             if not is_measuring:
                 exits.enter_context(mock.patch("bsjax.step.shard_term", lambda *_: jnp.zeros(())))
-                exits.enter_context(mock.patch("bsjax.train_log.TrainLog._observe", lambda *_: None))
+                exits.enter_context(mock.patch("bsjax.train_log.TrainLog._take_up", forget))
             folder = pathlib.Path(exits.enter_context(tempfile.TemporaryDirectory()))
             summary = loop.train(engines[is_measuring], plan, folder, 1e9, 1e9, show="none")
         assert summary is not None
         assert (summary["gradient_noise_scale"] is not None) == is_measuring or _QUICK.value
         return summary["examples_seen"] / summary["examples_per_second"]
 
-    times = np.empty((1 + _REPEATS.value, 2))  # the first compiles; with and without
+    row = {"batch_size": batch_size, "microbatch_size": microbatch_size, **_in_turns(seconds)}
+    print(f"gradient noise, batch {batch_size}: {_ratio(row)}", flush=True)
+    return row
+
+
+def measure_checkpoints() -> dict[str, Any]:
+    """Time of the digits preset with its checkpoints over that without: median and quartiles of pairs."""
+    config = presets.get("digits").config
+    config = dataclasses.replace(config, schedule="increase_batch_size", max_batch_size=144)
+    if _QUICK.value:
+        config = dataclasses.replace(config, num_epochs=1, lr_decay_epochs=(0.5,), model_depth=1, model_width=2)
+    digits, control = load_dataset(config.dataset), runs.Control()
+    plan = config.recipe(len(digits.train.labels)).plan()
+    engine = config.create_engine(digits, plan)
+    num_written = []
+
+    def seconds(is_writing: bool) -> float:
+        with contextlib.ExitStack() as exits:
+            if not is_writing:
+                exits.enter_context(mock.patch("bsjax.checkpoint.Checkpoints.save", lambda *_: None))
+            folder = pathlib.Path(exits.enter_context(tempfile.TemporaryDirectory()))
+            start = time.perf_counter()
+            loop.train(
+                engine,
+                plan,
+                folder,
+                config.eval_every_epochs,
+                config.log_every_epochs,
+                control.checkpoint_every_epochs,
+                control.checkpoint_min_s,
+                keep_checkpoints=99,
+                show="none",
+            )
+            taken = time.perf_counter() - start
+            if is_writing:
+                num_written.append(sum(path.name.isdigit() for path in (folder / "checkpoints").iterdir()))
+        return taken
+
+    row = _in_turns(seconds)
+    row = {"num_updates": plan.num_updates, "num_checkpoints": statistics.median(num_written), **row}
+    print(f"checkpoints, {row['num_checkpoints']:g} in {row['seconds'][0]:.1f} s: {_ratio(row)}", flush=True)
+    return row
+
+
+def _in_turns(seconds: Callable[[bool], float]) -> dict[str, Any]:
+    """Seconds with something over those without it: median and quartiles of pairs, after a first one that compiles."""
+    times = np.empty((1 + _REPEATS.value, 2))
     for repeat in range(1 + _REPEATS.value):
         for which in (0, 1) if repeat % 2 else (1, 0):
-            times[repeat, which] = seconds(is_measuring=which == 0)
+            times[repeat, which] = seconds(which == 0)
     low, ratio, high = np.quantile(times[1:, 0] / times[1:, 1], (0.25, 0.5, 0.75)).tolist()
-    print(f"gradient noise, batch {batch_size}: {ratio:.3f} of the time without ({low:.3f} to {high:.3f})", flush=True)
-    return {
-        "batch_size": batch_size,
-        "microbatch_size": microbatch_size,
-        "ratio": ratio,
-        "ratio_quartiles": [low, high],
-    }
+    return {"seconds": np.median(times[1:], axis=0).tolist(), "ratio": ratio, "ratio_quartiles": [low, high]}
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    low, high = row["ratio_quartiles"]
+    return f"{row['ratio']:.3f} of the time without ({low:.3f} to {high:.3f})"
 
 
 def measure_memory(name: str, batch_sizes: tuple[int, int]) -> dict[str, Any]:
@@ -309,6 +362,8 @@ def measure() -> dict[str, Any]:
         results["throughput"] = fixed + [measure_throughput(int(size), None) for size in _AUTOMATIC.value]
     if "gradient_noise" in _PARTS.value:
         results["gradient_noise"] = measure_gradient_noise()
+    if "checkpoints" in _PARTS.value:
+        results["checkpoints"] = measure_checkpoints()
     if "batch_size_change" in _PARTS.value:
         phases = (CHANGING_BATCH_SIZES[:4], 0) if _QUICK.value else (CHANGING_BATCH_SIZES, 8192)
         loops = ("bare", "engine", "engine_automatic")

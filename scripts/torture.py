@@ -127,7 +127,7 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", f"--num_epochs={epochs:g}"]
     command += [f"--lr_decay_epochs={decays}", "--schedule=increase_batch_size", "--max_batch_size=144"]
     command += ["--augmentation=crop", "--dropout=0.1", "--checkpoint_every_epochs=0.25", "--keep_checkpoints=3"]
-    command += ["--eval_every_epochs=0.5", "--log_every_epochs=0.2"]
+    command += ["--checkpoint_min_s=0", "--eval_every_epochs=0.5", "--log_every_epochs=0.2"]
     with open(workdir.with_name(f"{workdir.name}.log"), "a") as log:
         return subprocess.Popen(command, cwd=pathlib.Path(__file__).parents[1], stdout=log, stderr=subprocess.STDOUT)
 

@@ -55,3 +55,9 @@ def test_training_is_timed_with_and_without_the_gradient_noise(results):
     row = results["gradient_noise"]
     assert (row["batch_size"], row["microbatch_size"]) == (128, 32)
     assert 0 < row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
+
+
+def test_training_is_timed_with_and_without_its_checkpoints(results):
+    row = results["checkpoints"]
+    assert row["num_checkpoints"] == 1  # the last one: nothing else was due
+    assert row["seconds"][0] > 0 and row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]

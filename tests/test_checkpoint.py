@@ -8,6 +8,7 @@ import math
 import pathlib
 import resource
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -158,6 +159,26 @@ def test_when_there_are_checkpoints(train, make_engine):
     assert numbers_of(workdir) == [60, 120, 180, 240, 300, 302]
     workdir, _ = train(make_engine(), "few", keep_checkpoints=3)
     assert numbers_of(workdir) == [10, 11, 12]
+
+
+def test_checkpoints_that_are_due_too_soon_wait(tmp_path, make_engine, monkeypatch):
+    """Updates take a second: what is due after updates 2, 4, 6, then 7, 8 to 12 waits for five seconds to be over."""
+    clock = itertools.count(1)
+
+    def take_a_second():
+        now = float(next(clock))
+        monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: now))
+        return False
+
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: 0.0))
+    options = {**EVERY, "checkpoint_min_s": 5.0, "keep_checkpoints": 9, "should_stop": take_a_second}
+    loop.train(make_engine(), PLAN, tmp_path, **options)
+    assert numbers_of(tmp_path) == [5, 10, 12]
+
+
+def test_a_run_that_stops_does_not_wait_for_its_checkpoint(train, make_engine):
+    workdir, _ = train(make_engine(), "run", 3, checkpoint_min_s=1e9)
+    assert numbers_of(workdir) == [3]
 
 
 def test_on_other_devices_it_goes_on_with_the_same_examples(train, make_engine):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = ["--model_depth=1", "--model_width=4", "--checkpoint_every_epochs=0.1"]
+SMALL = ["--model_depth=1", "--model_width=4", "--checkpoint_every_epochs=0.1", "--checkpoint_min_s=0"]
 TIMEOUT_S = 120
 
 

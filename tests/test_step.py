@@ -86,7 +86,9 @@ def softmax_regression_by_numpy(images, labels, label_smoothing):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("num_microbatches", [1, 3])
 @pytest.mark.parametrize("num_padding", [0, 5])
-def test_an_update_of_softmax_regression(float64, label_smoothing, num_microbatches, num_padding):
+@pytest.mark.parametrize("small", [0, 4, 100])  # the kernel has more elements, the bias three
+def test_an_update_of_softmax_regression(float64, monkeypatch, label_smoothing, num_microbatches, num_padding, small):
+    monkeypatch.setattr("bsjax.step._SMALL", small)
     size = 12 - num_padding
     weights = (np.arange(12) < size).astype(float)
     model = SoftmaxRegression()

@@ -22,6 +22,8 @@ class Planned(Controller):
     ([0, 40, 80], None)
     """
 
+    needs_observations = False
+
     def __init__(self, plan: Plan):
         self.plan = plan
         self.dataset_size = plan.dataset_size

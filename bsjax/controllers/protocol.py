@@ -31,12 +31,14 @@ class Controller(abc.ABC):
       dataset_size: N, the number of examples in an epoch.
       batch_sizes: those that may come, for the engine to choose its microbatches; examples.
       num_examples: position in the example stream where training ends, for people to see how far it is.
+      needs_observations: whether `observe` is to be called at all.
       needs_noise: whether it needs `Observation.noise`, and so two microbatches × devices in every update.
     """
 
     dataset_size: int
     batch_sizes: Iterable[int]
     num_examples: int
+    needs_observations: bool = True
     needs_noise: bool = False
 
     @abc.abstractmethod

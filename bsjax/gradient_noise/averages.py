@@ -71,7 +71,9 @@ def update_averages(averages: Averages, noise: Estimate, half_life_examples: flo
     share = w / xp.where(weight > 0, weight, 1.0)
     share_sq = w**2 / xp.where(weight_sq > 0, weight_sq, 1.0)
     from_grad_sq, from_trace = grad_sq - center_grad_sq, trace - center_trace
-    products = (from_grad_sq**2, from_trace**2, from_grad_sq * from_trace)
+    # West's update of a weighted scatter: differences only, so that nothing cancels.
+    kept_sq, new_sq = kept**2, w**2 * (1 - share_sq)
+    scatter_grad_sq, scatter_trace, scatter_product = scatters
     new = (
         weight,
         mean_grad_sq + share * (grad_sq - mean_grad_sq),
@@ -79,8 +81,9 @@ def update_averages(averages: Averages, noise: Estimate, half_life_examples: flo
         weight_sq,
         center_grad_sq + share_sq * from_grad_sq,
         center_trace + share_sq * from_trace,
-        # West's update of a weighted scatter: differences only, so that nothing cancels.
-        *(kept**2 * s + w**2 * (1 - share_sq) * p for s, p in zip(scatters, products, strict=True)),
+        kept_sq * scatter_grad_sq + new_sq * from_grad_sq**2,
+        kept_sq * scatter_trace + new_sq * from_trace**2,
+        kept_sq * scatter_product + new_sq * from_grad_sq * from_trace,
     )
     return Averages(*map(unwrapped, new))
 

@@ -89,7 +89,10 @@ def estimate(
     variance = 1 / xp.maximum(n, 1)  # of the mean gradient, per tr(Σ)
     if dataset_size is not None:
         variance = xp.maximum(variance - 1 / dataset_size, 0)
-    return Estimate(*(unwrapped(x) for x in (mean_grad_sq - trace * variance, trace, n, k)))
+    return Estimate(*map(unwrapped, (mean_grad_sq - trace * variance, trace, n, k)))
+
+
+_NUMBERS = {int, float}
 
 
 class _Numbers:
@@ -109,7 +112,7 @@ def as_arrays(*values: Any) -> tuple[Any, list]:
 
     Where all are Python's numbers, these, and the functions that numpy has for them.
     """
-    if all(isinstance(value, (int, float)) for value in values):
+    if _NUMBERS.issuperset(map(type, values)):
         return _Numbers, list(values)
     if any(isinstance(value, jax.Array) for value in values):
         return jnp, [jnp.asarray(value) for value in values]
@@ -118,4 +121,4 @@ def as_arrays(*values: Any) -> tuple[Any, list]:
 
 def unwrapped(x: Any) -> Any:
     """A scalar for an array without axes."""
-    return x[()] if hasattr(x, "__getitem__") else x
+    return x if type(x) in _NUMBERS else x[()]
