@@ -146,7 +146,7 @@ class Engine:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Mean cross-entropy and accuracy over the whole test split, each example once."""
-        programs = self._on(jax.tree.leaves(state)[0].shape[0])
+        programs = self._on(_num_devices(state))
         return programs.evaluate(state, self.layout.microbatch_sizes[len(programs.devices)][-1])
 
     def compile_ahead(self, state: TrainState, batch_size: int) -> None:
@@ -192,9 +192,14 @@ class Engine:
         return range(num_processes if grow else self.num_devices, self.num_devices + 1, num_processes)
 
     def _move(self, state: TrainState, programs: Programs) -> TrainState:
-        if jax.tree.leaves(state)[0].shape[0] == len(programs.devices):
+        if _num_devices(state) == len(programs.devices):
             return state
         return programs.place(first_replica(state))
+
+
+def _num_devices(state: TrainState) -> int:
+    """That it is stacked over."""
+    return state.opt_state.hyperparams["learning_rate"].shape[0]
 
 
 def max_microbatch_size(platform: str, image_size: tuple[int, ...]) -> int:

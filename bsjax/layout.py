@@ -183,10 +183,9 @@ def lay_out(indices: np.ndarray, start: int, microbatch_size: int, num_devices: 
     addresses = np.empty((3, padded_size), np.int32)
     addresses[0, : len(indices)] = indices
     addresses[0, len(indices) :] = -1
-    positions = np.arange(start, start + padded_size, dtype=np.uint64)
-    addresses[1] = (positions >> np.uint64(32)).astype(np.uint32).view(np.int32)
-    addresses[2] = positions.astype(np.uint32).view(np.int32)
-    return np.moveaxis(addresses.reshape(3, count, num_devices, microbatch_size), 0, 2)
+    positions = np.arange(start, start + padded_size, dtype=">i8")
+    addresses[1:] = positions.view(">i4").reshape(-1, 2).T
+    return addresses.reshape(3, count, num_devices, microbatch_size).transpose(1, 2, 0, 3)
 
 
 def _fits(microbatch_size: int, ghost_batch_size: int, num_devices: int) -> bool:

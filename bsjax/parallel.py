@@ -111,7 +111,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 def first_replica(tree: Any) -> Any:
     """An entry of stacked arrays that are the same on all devices, as numpy arrays."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
 
 
 def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:

@@ -46,6 +46,7 @@ class Programs:
         self.devices = devices
         part = local_part(devices)
         self._num_local_devices = part.stop - part.start
+        self._dtype = jnp.result_type(float)
         self._test_size = len(dataset.test.labels)
         # The key is an argument of the programs, not a constant in them, so that other seeds share the executables.
         self._train, self._test = create_feeds(images_on, dataset.train, dataset.test, stream, key, devices)
@@ -92,7 +93,7 @@ class Programs:
     ) -> tuple[TrainState, jax.Array]:
         """See `bsjax.engine.Engine.update`; hyperparams are learning rate, momentum, and 1 to stop."""
         microbatches = self._train.microbatches(examples_seen, batch_size, microbatch_size)
-        local = np.full((self._num_local_devices, _NUM_HYPERPARAMS), hyperparams, jnp.result_type(float))
+        local = np.full((self._num_local_devices, _NUM_HYPERPARAMS), hyperparams, self._dtype)
         if self._is_single(batch_size, microbatch_size):
             [(split, address)] = microbatches
             return self._train_step(microbatch_size, state, split, address, local)
@@ -131,7 +132,7 @@ class Programs:
     def _compile(self, state: Any, microbatch_size: int, single: bool) -> None:
         split, address = self._train.shapes(microbatch_size)
         accumulator = shapes_of(self._zero_shapes(state), self.devices)
-        hyperparams = shapes_of(jax.ShapeDtypeStruct((_NUM_HYPERPARAMS,), jnp.result_type(float)), self.devices)
+        hyperparams = shapes_of(jax.ShapeDtypeStruct((_NUM_HYPERPARAMS,), self._dtype), self.devices)
         state = shapes_of(state, self.devices)
         if single:
             self._train_step.compile(microbatch_size, state, split, address, hyperparams)

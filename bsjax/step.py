@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from bsjax.gradient_noise import shard_term
+from bsjax.gradient_noise import shard_term, squared_norm
 from bsjax.normalization import AXIS_NAME
 
 _SMALL = 2**16  # elements; larger arrays are not worth a copy
@@ -144,7 +144,7 @@ def make_steps(
         metrics = {
             "loss": total.loss / total.num_examples,
             "accuracy": total.num_correct / total.num_examples,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": jnp.sqrt(squared_norm(_joined(grads))),
             "weighted_grad_sq": total.weighted_grad_sq,
         }
         return TrainState(optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
