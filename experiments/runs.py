@@ -81,7 +81,7 @@ def control_from_flags() -> Control:
         if (value := getattr(values, name)) is not None and not value > 0:
             raise InvalidArgument(name, value, "positive")
     if not values.checkpoint_min_s >= 0:
-        raise InvalidArgument("checkpoint_min_s", values.checkpoint_min_s, "a number >= 0", _DEFAULT.checkpoint_min_s)
+        raise InvalidArgument("checkpoint_min_s", values.checkpoint_min_s, "a number >= 0", 0)
     if values.keep_checkpoints < 1:
         raise InvalidArgument("keep_checkpoints", values.keep_checkpoints, "a whole number >= 1", 1)
     check_devices(values.devices)

@@ -43,6 +43,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
         ("train", ["--dataset=fashion", "--workdir={}"], 2, "--dataset is 'fashion'; .*; nearest: fashion_mnist"),
         ("train", ["--controller=cabs", "--workdir={}"], 2, "--optimizer is 'momentum'; it must be sgd for Cabs"),
         ("train", ["--keep_checkpoints=0", "--workdir={}"], 2, "--keep_checkpoints is 0; it must be .*; nearest: 1"),
+        ("train", ["--checkpoint_min_s=nan", "--workdir={}"], 2, "--checkpoint_min_s is nan; .*; nearest: 0"),
         (
             "train",
             ["--devices=2.5", "--workdir={}"],
