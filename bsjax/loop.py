@@ -63,7 +63,7 @@ def train(
       should_stop: is asked after each update whether to write a checkpoint and return; if any process's says so,
         all stop after the same update.
       noise_half_life_epochs: of the averages behind the gradient noise scale.
-      about: is written to `config.json`; a checkpoint with another entry "config" is refused.
+      about: is written to `config.json`; a checkpoint with other values in its entry "config" is refused.
       fork: where to begin if the folder has no checkpoint: the state of another run, whose
         `progress["log"]["examples_seen"]` is the plan's start.
       show: see `bsjax.metrics.Progress`.
@@ -233,7 +233,8 @@ def _try(engine: Engine, controller: Controller, state: TrainState, branches: Se
 
 
 def _check_same_run(workdir: pathlib.Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    differing = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    # What only this run names is a setting that there was not yet; `config.json` says whether it is at its default.
+    differing = [name for name in there if here.get(name) != there[name]]
     if differing:
-        fields = "; ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
+        fields = "; ".join(f"{name} {there[name]!r} there, {here.get(name)!r} here" for name in differing)
         raise InvalidArgument("workdir", str(workdir), f"empty or of this run; its checkpoint has {fields}")

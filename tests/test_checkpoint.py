@@ -296,6 +296,12 @@ def fork_of(workdir, engine):
         return checkpoints.restore(first_replica(engine.init()))
 
 
+def test_a_setting_that_did_not_exist_yet_differs_from_nothing(train, make_engine):
+    train(make_engine(), "run", 3, about={"config": {"weight_decay": 0.1}})
+    _, summary = train(make_engine(), "run", about={"config": {"weight_decay": 0.1, "dropout": 0.0}})
+    assert summary["num_updates"] == 12
+
+
 def test_a_fork_goes_on_from_another_runs_state(train, make_engine):
     """With the same plan it ends as that run does; and once it has begun, it does not need it."""
     recipe = Recipe(0.05, 8, 48, num_epochs=2)
