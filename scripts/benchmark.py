@@ -12,10 +12,11 @@
   that without any; the last one, which the run waits for, included; in pairs that take turns.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 
-12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.98-1.00), 1.00
-(0.99-1.00), 1.01 (1.00-1.04) at batch 32, 128, 512; 2.22 (2.19-2.25), 2.61 (2.38-2.66) at 512, 2048 with microbatches
-of 32. Memory at batch 4096 over that at 64: 0.99; the loop's, 13.9. After 4 compilations at the start no more; the loop
-7, of 1.4 to 2.8 s. Where an update works mostly on parameters, the engine is slower: --model=mlp, 0.78 at batch 32.
+12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.97-0.99), 1.01
+(0.98-1.01), 1.00 (0.98-1.03) at batch 32, 128, 512; 2.19 (2.15-2.21), 2.55 (2.53-2.58) at 512, 2048 with microbatches
+of 32. Memory at batch 4096 over that at 64: 0.98 to 1.07; the loop's, 13.2. Time with the gradient noise 1.00
+(0.98-1.01), with checkpoints 1.015 (0.998-1.033). After 4 compilations at the start no more; the loop 7, of 1.3 to
+1.5 s. Where an update works mostly on parameters, the engine is slower: --model=mlp, 0.78 at batch 32.
 """
 
 import contextlib
