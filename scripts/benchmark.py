@@ -14,9 +14,9 @@
 
 12 minutes on 2 shared CPU cores. There, with jax 0.10.2: ratios of images/s (quartiles) 0.99 (0.97-0.99), 1.01
 (0.98-1.01), 1.00 (0.98-1.03) at batch 32, 128, 512; 2.19 (2.15-2.21), 2.55 (2.53-2.58) at 512, 2048 with microbatches
-of 32. Memory at batch 4096 over that at 64: 0.98 to 1.07; the loop's, 13.2. Time with the gradient noise 1.00
-(0.98-1.01), with checkpoints 1.015 (0.998-1.033). After 4 compilations at the start no more; the loop 7, of 1.3 to
-1.5 s. Where an update works mostly on parameters, the engine is slower: --model=mlp, 0.87 at batch 32.
+of 32. Memory at batch 4096 over that at 64: 0.98 to 1.07; the loop's, 13.2. Time with the gradient noise 0.99
+to 1.01 in six measurements, with checkpoints 1.015 to 1.019 in three. After 4 compilations at the start no more; the
+loop 7, of 1.3 to 1.5 s. Where an update works mostly on parameters, the engine is slower: --model=mlp, 0.87 at 32.
 """
 
 import contextlib
