@@ -3,7 +3,7 @@
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,24 +27,28 @@ class InvalidArgument(ValueError):  # noqa: N818  (reads as what it says)
         hint = "" if nearest is None else f"; nearest: {nearest}"
         super().__init__(f"{name} is {value!r}; it must be {allowed}{hint}")
 
-    def __reduce__(self):  # an error of a worker process arrives whole
+    def __reduce__(self):  # keeps the fields of an error that a worker process raised
         return InvalidArgument, (self.name, self.value, self.allowed, self.nearest)
 
     def renamed(self, name: str) -> "InvalidArgument":
-        """The same of an argument that its caller knows by another name."""
+        """The same error for an argument that the caller knows by another name."""
         return InvalidArgument(name, self.value, self.allowed, self.nearest)
 
 
 class RunError(RuntimeError):
-    """A run cannot go on, though its arguments are right: a file is damaged, a folder in use, the loss not finite."""
+    """A run with valid arguments cannot continue: a file is damaged, a folder is in use, the loss is not finite."""
 
 
 class DivergedError(RunError):
     """The loss, or its gradient, is not finite any more."""
 
 
+class TaskError(TypeError):
+    """A task, such as a user's loss function, fails or breaks its contract."""
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """Returns value if it is one of choices, else raises with the choice that looks most like it.
+    """Returns value if it is one of choices, else raises and names the most similar choice.
 
     >>> check_choice("scaling", "linaer", ["linear", "sqrt"])
     Traceback (most recent call last):
@@ -66,12 +70,28 @@ def check_whole(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def nearest_multiples(value: float, unit: int, at_most: int | None = None, at_least: int = 1) -> str | None:
+    """The multiples of `unit` next to value, none of them outside [at_least, at_most]; None if there is none.
+
+    >>> nearest_multiples(100, 32), nearest_multiples(100, 32, at_most=120), nearest_multiples(10**6, 8, at_most=1437)
+    ('96 or 128', '96', '1432')
+    """
+    near = max(value, at_least) if at_most is None else min(max(value, at_least), at_most)
+    sizes = sorted({int(near // unit) * unit, -int(-near // unit) * unit})
+    return " or ".join(str(size) for size in sizes if at_least <= size <= (at_most or size)) or None
+
+
+def check_number(name: str, value: Any, is_valid: Callable[[Any], bool], allowed: str, nearest: Any = None) -> None:
+    """Raises unless value is a finite number and `is_valid` is true of it."""
+    if not (is_finite(value) and is_valid(value)):
+        raise InvalidArgument(name, value, allowed, nearest)
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises unless value is a positive finite number."""
-    if not (is_finite(value) and value > 0):
-        raise InvalidArgument(name, value, "a positive finite number")
+    check_number(name, value, lambda x: x > 0, "a positive finite number")
 
 
 def is_finite(value: Any) -> bool:
-    """Whether value is a finite number at all."""
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    """Whether value is a finite number."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

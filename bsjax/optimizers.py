@@ -1,5 +1,6 @@
-"""The optimizers, all from optax, with learning rate and momentum set anew at every update."""
+"""Optimizers from optax whose hyperparameters follow a plan."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -17,30 +18,34 @@ def create_optimizer(
     decay_biases_and_norms: bool = False,
     max_grad_norm: float | None = None,
     b2: float = 0.999,
-    epsilon: float = 1e-8,
+    eps: float = 1e-8,
+    scheduled: Collection[str] = (),
 ) -> optax.GradientTransformation:
-    """An optax optimizer whose state carries `hyperparams` {"learning_rate", "momentum"}.
+    """An optax optimizer with `hyperparams` "learning_rate" and, except for sgd, "momentum" in its state.
 
-    `bsjax.step.apply_update` writes these before every update, so one compiled program serves any
-    schedule and any controller.
+    The engine writes these before every update, so one compiled program serves any schedule and any controller.
 
     Args:
       name: one of `OPTIMIZERS`. The momentum is the trace's decay for momentum, nesterov and rmsprop,
         b1 for adam and adamw; sgd has none.
       weight_decay: λ. Added to the gradient as λθ (L2), or for adamw to the step (decoupled).
-      decay_biases_and_norms: decay these (all parameters with fewer than two axes) too.
-      max_grad_norm: clip the gradient to this global norm, before weight decay; None: do not.
+      decay_biases_and_norms: whether to decay parameters with fewer than two axes too.
+      max_grad_norm: clips the gradient to this global norm, before weight decay; None does not clip.
       b2: decay of the squared gradients for adam, adamw and rmsprop.
-      epsilon: added to their root.
+      eps: added to their root.
+      scheduled: further hyperparameters that the plan sets: "weight_decay"; "b2" and "eps" of adam, adamw and rmsprop.
 
     Raises:
       InvalidArgument: no such optimizer, or a value out of range.
 
-    >>> tx = create_optimizer("momentum", weight_decay=5e-4)
-    >>> sorted(tx.init({"w": jnp.zeros(3)}).hyperparams)
-    ['learning_rate', 'momentum']
+    >>> tx = create_optimizer("adamw", weight_decay=0.1, scheduled=["b2"])
+    >>> sorted(tx.init({"w": jnp.ones(2)}).hyperparams)
+    ['b2', 'learning_rate', 'momentum']
     """
     check_choice("optimizer", name, OPTIMIZERS)
+    schedulable = ("weight_decay", "b2", "eps") if name in ("adam", "adamw", "rmsprop") else ("weight_decay",)
+    for other in scheduled:
+        check_choice("scheduled", other, schedulable)
     if not weight_decay >= 0:
         raise InvalidArgument("weight_decay", weight_decay, "a number >= 0", 0)
     if max_grad_norm is not None and not max_grad_norm > 0:
@@ -48,22 +53,25 @@ def create_optimizer(
     if not 0 <= b2 < 1:
         raise InvalidArgument("b2", b2, "in [0, 1)")
 
-    def optimizer(learning_rate: Any, momentum: Any) -> optax.GradientTransformation:
-        rescale = {
-            "sgd": lambda: [],
-            "momentum": lambda: [optax.trace(momentum)],
-            "nesterov": lambda: [optax.trace(momentum, nesterov=True)],
-            "adam": lambda: [optax.scale_by_adam(momentum, b2, epsilon)],
-            "adamw": lambda: [optax.scale_by_adam(momentum, b2, epsilon)],
-            "rmsprop": lambda: [optax.scale_by_rms(b2, epsilon, eps_in_sqrt=False), optax.trace(momentum)],
-        }[name]()
-        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+    def optimizer(
+        learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any
+    ) -> optax.GradientTransformation:
+        if name in ("adam", "adamw"):
+            rescale = [optax.scale_by_adam(momentum, b2, eps)]
+        else:
+            rescale = [optax.scale_by_rms(b2, eps, eps_in_sqrt=False)] if name == "rmsprop" else []
+            rescale += [] if name == "sgd" else [optax.trace(momentum, nesterov=name == "nesterov")]
         mask = None if decay_biases_and_norms else _matrices_and_kernels
-        decay = [optax.add_decayed_weights(weight_decay, mask)] if weight_decay else []
+        decays = "weight_decay" in scheduled or weight_decay
+        decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []
+        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
         gradient = rescale + decay if name == "adamw" else decay + rescale
         return optax.chain(*clip, *gradient, optax.scale_by_learning_rate(learning_rate))
 
-    return optax.inject_hyperparams(optimizer)(learning_rate=0.0, momentum=0.0)
+    constants = {"weight_decay", "b2", "eps"}.difference(scheduled)
+    momentum = None if name == "sgd" else 0.0
+    injected = optax.inject_hyperparams(optimizer, static_args=constants)
+    return injected(learning_rate=0.0, momentum=momentum, weight_decay=weight_decay, b2=b2, eps=eps)
 
 
 def _matrices_and_kernels(params: Any) -> Any:

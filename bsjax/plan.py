@@ -1,4 +1,4 @@
-"""A plan: the concrete list of updates that a recipe comes to, and its optax schedules.
+"""A plan: the list of a recipe's updates, and its optax schedules.
 
 Update k takes the positions [e_k, e_k + B_k) of the endless example stream, where e_0 = 0 and
 e_{k+1} = e_k + B_k. The plan ends with the first update that reaches the recipe's number of
@@ -7,19 +7,21 @@ examples, so the last one may overshoot by less than a batch; there are no parti
 
 import dataclasses
 import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bsjax.noise import sgd_noise_scale
+from bsjax.errors import InvalidArgument
+from bsjax.noise import kept_noise, scaling_exponent, sgd_noise_scale
 
-# Updates whose batch sizes are guessed, checked and corrected together.
-_BLOCK = 4096
-_CORRECTIONS = 16
+_INT32_MAX = 2**31 - 1
+_COLUMNS = ("batch_sizes", "learning_rates", "momentums")
 
 
 class Update(NamedTuple):
@@ -30,6 +32,12 @@ class Update(NamedTuple):
     batch_size: int
     learning_rate: float
     momentum: float
+    others: Mapping[str, float] = {}  # further hyperparameters by optax's names
+
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """Everything that an optimizer takes at this update, by name."""
+        return {"learning_rate": self.learning_rate, "momentum": self.momentum, **self.others}
 
 
 class Phase(NamedTuple):
@@ -45,18 +53,24 @@ class Phase(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Batch size, learning rate and momentum of every update.
+    """Batch size, learning rate, momentum and further hyperparameters of every update.
 
-    Usually made by `bsjax.Recipe.plan`. `learning_rate`, `batch_size` and `momentum` are optax
-    schedules over the update count: functions of an int or a traced integer that can be used in
-    any optax training loop. Iterating over a plan yields its `Update`s.
+    `bsjax.Recipe.plan` makes it. `learning_rate`, `batch_size` and `momentum` are optax schedules over the update
+    count: functions of an int or a traced integer, for any optax training loop. Iterating over a plan yields its
+    `Update`s.
 
-    Attributes:
+    Args:
       dataset_size: N, the number of examples in an epoch.
       batch_sizes: int64[num_updates], in examples.
       learning_rates: float64[num_updates].
       momentums: float64[num_updates].
-      start: where in the example stream the first update begins; not 0 where a run goes on from another's.
+      start: where in the example stream the first update begins; not 0 where a run continues another's.
+      others: float64[num_updates] of each further hyperparameter, by optax's name for it, such as "b2".
+      scaling: the rule or exponent ρ of the quantity that the plan's recipe keeps, for the table: see `kept_noise`.
+
+    Raises:
+      ValueError: the columns are not equally long, or empty.
+      InvalidArgument: no such scaling, or `others` has a name that is a column already.
 
     >>> plan = Plan(10, batch_sizes=[2, 2, 4], learning_rates=[0.1, 0.1, 0.1], momentums=[0, 0, 0])
     >>> plan.num_updates, plan.num_examples
@@ -74,18 +88,18 @@ class Plan:
     learning_rates: np.ndarray
     momentums: np.ndarray
     start: int = 0
+    others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    scaling: str | float = 1.0
 
     def __post_init__(self):
-        for name, dtype in (
-            ("batch_sizes", np.int64),
-            ("learning_rates", np.float64),
-            ("momentums", np.float64),
-        ):
-            values = np.array(getattr(self, name), dtype)
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
-        if not len(self.batch_sizes) == len(self.learning_rates) == len(self.momentums) > 0:
-            raise ValueError("a plan needs as many learning rates and momentums as batch sizes, and at least one")
+        check_names(self.others)
+        others = {name: _read_only(values, np.float64) for name, values in self.others.items()}
+        for name, dtype in zip(_COLUMNS, (np.int64, np.float64, np.float64), strict=True):
+            object.__setattr__(self, name, _read_only(getattr(self, name), dtype))
+        object.__setattr__(self, "others", MappingProxyType(others))
+        object.__setattr__(self, "scaling", scaling_exponent(self.scaling))
+        if not all(len(column) == self.num_updates > 0 for column in self._columns.values()):
+            raise ValueError("a plan needs as many values of each hyperparameter as batch sizes, and at least one")
 
     @functools.cached_property
     def examples_seen(self) -> np.ndarray:
@@ -108,7 +122,10 @@ class Plan:
 
     @functools.cached_property
     def batch_size(self) -> optax.Schedule:
-        """The batch size in examples as an optax schedule over the update count (int32)."""
+        """The batch size in examples as an optax schedule over the update count (int32).
+
+        A plan with a batch that does not fit into an int32 needs x64; without it the schedule raises `InvalidArgument`.
+        """
         return _table_schedule(self.batch_sizes)
 
     @functools.cached_property
@@ -116,25 +133,22 @@ class Plan:
         """The momentum as an optax schedule over the update count (float32, or float64 under x64)."""
         return _table_schedule(self.momentums)
 
+    @property
+    def hyperparameters(self) -> dict[str, optax.Schedule]:
+        """An optax schedule of everything that an optimizer takes, by name: learning_rate, momentum and the others."""
+        others = {name: _table_schedule(values) for name, values in self.others.items()}
+        return {"learning_rate": self.learning_rate, "momentum": self.momentum, **others}
+
     @functools.cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The plan cut wherever the batch size changes."""
-        starts = _run_starts(self.batch_sizes)
-        stops = [*starts[1:], self.num_updates]
-        return tuple(
-            Phase(
-                start_update=int(start),
-                num_updates=int(stop - start),
-                examples_seen=int(self.examples_seen[start]),
-                batch_size=int(self.batch_sizes[start]),
-                learning_rate=(
-                    float(self.learning_rates[start]),
-                    float(self.learning_rates[stop - 1]),
-                ),
-                momentum=(float(self.momentums[start]), float(self.momentums[stop - 1])),
-            )
-            for start, stop in zip(starts, stops, strict=True)
-        )
+        starts = [*_run_starts(self.batch_sizes).tolist(), self.num_updates]
+        phases = []
+        for first, last in ((self[start], self[stop - 1]) for start, stop in itertools.pairwise(starts)):
+            ends = (first.learning_rate, last.learning_rate), (first.momentum, last.momentum)
+            num_updates = last.update - first.update + 1
+            phases.append(Phase(first.update, num_updates, first.examples_seen, first.batch_size, *ends))
+        return tuple(phases)
 
     def __len__(self) -> int:
         return self.num_updates
@@ -147,64 +161,70 @@ class Plan:
             int(self.batch_sizes[update]),
             float(self.learning_rates[update]),
             float(self.momentums[update]),
+            {name: float(values[update]) for name, values in self.others.items()},
         )
 
     def __iter__(self) -> Iterator[Update]:
         return map(self.__getitem__, range(self.num_updates))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and (
-            self.dataset_size == other.dataset_size
-            and np.array_equal(self.batch_sizes, other.batch_sizes)
-            and np.array_equal(self.learning_rates, other.learning_rates)
-            and np.array_equal(self.momentums, other.momentums)
-            and self.start == other.start
+        return (
+            isinstance(other, Plan)
+            and (self.dataset_size, self.start, self.scaling) == (other.dataset_size, other.start, other.scaling)
+            and self._columns.keys() == other._columns.keys()
+            and all(np.array_equal(values, other._columns[name]) for name, values in self._columns.items())
         )
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __reduce__(self) -> Any:  # without the schedules, which are functions
+        columns = (self.batch_sizes, self.learning_rates, self.momentums)
+        return Plan, (self.dataset_size, *columns, self.start, dict(self.others), self.scaling)
+
+    @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {**{name: getattr(self, name) for name in _COLUMNS}, **self.others}
+
     def to_json(self) -> str:
         """The plan as JSON: lists of [number of updates, value], exact to the last bit."""
-        columns = {name: _encode_runs(getattr(self, name)) for name in ("batch_sizes", "learning_rates", "momentums")}
-        return json.dumps({"dataset_size": self.dataset_size, "start": self.start, **columns})
+        fields: dict[str, Any] = {"dataset_size": self.dataset_size, "start": self.start}
+        fields |= {name: _encode_runs(getattr(self, name)) for name in _COLUMNS}
+        if self.others:
+            fields["others"] = {name: _encode_runs(values) for name, values in self.others.items()}
+        if self.scaling != 1.0:
+            fields["scaling"] = self.scaling
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """The plan that `to_json` wrote."""
         fields = json.loads(text)
-        return cls(
-            fields.pop("dataset_size"),
-            start=fields.pop("start", 0),
-            **{name: _decode_runs(runs) for name, runs in fields.items()},
-        )
+        fields |= {name: _decode_runs(fields[name]) for name in _COLUMNS}
+        fields["others"] = {name: _decode_runs(runs) for name, runs in fields.get("others", {}).items()}
+        return cls(**fields)
 
     def table(self, max_rows: int = 16, more: Mapping[str, Callable[[Phase], str]] | None = None) -> str:
-        """A table of the phases for people to read; the middle of a long one is left out.
+        """A table of the phases; it leaves out the middle of a long plan.
+
+        The noise scale is `sgd_noise_scale` where ρ = 1, and otherwise `kept_noise`, which is what conversions keep.
 
         Args:
-          max_rows: more phases than these are left out.
-          more: further columns, by their headers.
+          max_rows: the largest number of phases to show.
+          more: functions from a phase to the text of a further column, by the column's header.
         """
         more = more or {}
-        header = ("updates", "from epoch", "batch size", "learning rate", "momentum", "noise scale", *more)
-        rows = [header]
+        rho = float(self.scaling)
+        noise_header = "noise scale" if rho == 1 else f"lr·(N/B)^{rho:g}/(1-m)"
+        rows = [("updates", "from epoch", "batch size", "learning rate", "momentum", *self.others, noise_header, *more)]
         for phase in self.phases:
-            # The second value of a pair that does not change is left out.
-            noise = [
-                sgd_noise_scale(phase.learning_rate[i], phase.batch_size, self.dataset_size, phase.momentum[i])
-                for i in (0, 1)
-            ]
-            rows.append(
-                (
-                    f"{phase.num_updates:,}",
-                    f"{phase.examples_seen / self.dataset_size:.2f}",
-                    f"{phase.batch_size:,}",
-                    _format_pair(phase.learning_rate),
-                    _format_pair(phase.momentum),
-                    _format_pair(noise),
-                    *(text_of(phase) for text_of in more.values()),
-                )
-            )
+            first, last = phase.start_update, phase.start_update + phase.num_updates - 1
+            others = [values[[first, last]] for values in self.others.values()]
+            at_ends = np.array(phase.learning_rate), phase.batch_size, self.dataset_size, np.array(phase.momentum)
+            noise = sgd_noise_scale(*at_ends) if rho == 1 else kept_noise(*at_ends, rho)
+            epoch = phase.examples_seen / self.dataset_size
+            pairs = map(_format_pair, (phase.learning_rate, phase.momentum, *others, noise))
+            own = f"{phase.num_updates:,}", f"{epoch:.2f}", f"{phase.batch_size:,}"
+            rows.append((*own, *pairs, *(text_of(phase) for text_of in more.values())))
         left_out = len(rows) - 1 - max_rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -222,52 +242,34 @@ class Plan:
         return f"<Plan: {self.num_updates:,} updates in {len(self.phases):,} phases>"
 
 
-def take_batches(batch_size_at: Callable[[np.ndarray], np.ndarray], num_examples: int, start: int = 0) -> np.ndarray:
-    """The sizes of the batches that a stream is cut into when the size depends on the position.
+def check_names(names: Iterable[Any]) -> None:
+    """Refuses a name that is not an identifier, or that is an argument of its own."""
+    own = ("learning_rate", "batch_size", "momentum")
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or name in own:
+            raise InvalidArgument("hyperparameters", name, f"an optimizer's argument other than {', '.join(own)}")
 
-    Solves e_{k+1} = e_k + B(e_k), e_0 = start, for the whole stream, a block of updates at a time: guess the
-    positions, look up their batch sizes, sum these up to better positions, and again, until they
-    agree. Each correction extends the part that is exact, so the result is that of the plain loop.
 
-    Args:
-      batch_size_at: maps int64 positions [n] in [0, num_examples) to batch sizes [n] >= 1.
-      num_examples: no batch starts at or after this position.
-      start: where the first batch starts.
-
-    Returns:
-      int64[num_updates].
-
-    >>> take_batches(lambda position: np.where(position < 5, 2, 4), 12).tolist()
-    [2, 2, 2, 4, 4]
-    """
-    blocks = []
-    size = int(batch_size_at(np.array([start]))[0])
-    while start < num_examples:
-        positions = start + size * np.arange(_BLOCK)
-        for _ in range(_CORRECTIONS):
-            sizes = batch_size_at(np.minimum(positions, num_examples - 1))
-            corrected = start + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-            differs = np.flatnonzero(corrected != positions)
-            if not len(differs) or positions[differs[0] - 1] >= num_examples:
-                exact = _BLOCK
-                break
-            exact = int(differs[0])
-            positions = corrected
-        sizes = sizes[:exact][corrected[:exact] < num_examples]
-        blocks.append(sizes)
-        start += int(sizes.sum())
-        size = int(sizes[-1])
-    return np.concatenate(blocks)
+def _read_only(values: Any, dtype: type) -> np.ndarray:
+    values = np.array(values, dtype)
+    values.setflags(write=False)
+    return values
 
 
 def _table_schedule(values: np.ndarray) -> optax.Schedule:
-    """A schedule that looks values up by update count, holding the last; constant runs cost one entry each."""
+    """A schedule that looks up values by update count and holds the last one; it stores one entry per constant run."""
     starts = _run_starts(values)
     run_values = values[starts]
+    largest = int(values.max()) if values.dtype == np.int64 else 0
 
     def schedule(count):
         run = jnp.searchsorted(jnp.asarray(starts, jnp.int32), count, side="right") - 1
         dtype = jnp.int32 if values.dtype == np.int64 else jnp.result_type(float)
+        if largest > _INT32_MAX:
+            dtype = jnp.result_type(int)
+            if dtype == jnp.int32:
+                allowed = f"at most {_INT32_MAX} in a schedule without jax_enable_x64; plan.batch_sizes holds it"
+                raise InvalidArgument("batch_size", largest, allowed, _INT32_MAX)
         return jnp.asarray(run_values, dtype)[jnp.maximum(run, 0)]
 
     return schedule

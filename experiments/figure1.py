@@ -6,36 +6,30 @@ python -m experiments.figure1 --preset=cifar10 --workdir=runs/cifar10
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, figures, presets, studies
+from experiments.harness import build, cli, figures, presets, studies
 
 
 def main() -> None:
-    """Plans the schedules and draws them."""
+    """Makes the plans and draws them."""
     study = studies.study_from_flags()
     schedules = presets.section_5_1(study.preset, study.config)
-    plans = {label: config.recipe(study.preset.dataset_size).plan() for label, config in schedules.items()}
+    plans = {label: build.recipe(config, study.preset.dataset_size).plan() for label, config in schedules.items()}
 
+    studies.make_workdir(study.workdir)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = []
+    names = ("schedule", "epoch", "update", "learning_rate", "batch_size")
     for i, (label, plan) in enumerate(plans.items()):
         changes = np.diff(plan.learning_rates, prepend=np.nan) != 0
         changes |= np.diff(plan.batch_sizes, prepend=0) != 0
         starts = np.flatnonzero(changes)
         epochs = plan.examples_seen[starts] / plan.dataset_size
         rates, sizes = plan.learning_rates[starts], plan.batch_sizes[starts]
+        end = plan.num_examples / plan.dataset_size
         for panel, values in zip(axes, (rates, sizes), strict=True):
-            end = plan.num_examples / plan.dataset_size
             panel.stairs(values, [*epochs, end], baseline=None, **figures.line_style(i), label=label)
-        rows += [
-            {
-                "schedule": label,
-                "epoch": f"{epoch:.6g}",
-                "update": int(update),
-                "learning_rate": f"{rate:.6g}",
-                "batch_size": int(size),
-            }
-            for epoch, update, rate, size in zip(epochs, starts, rates, sizes, strict=True)
-        ]
+        columns = zip(epochs, starts, rates, sizes, strict=True)
+        rows += [dict(zip(names, (label, *values), strict=True)) for values in columns]
         print(f"{label}\n{plan}\n")
     for panel, name in zip(axes, ("Learning rate", "Batch size"), strict=True):
         panel.set(xlabel="Epochs", ylabel=name, yscale="log")

@@ -8,25 +8,24 @@ Against epochs the curves coincide; against updates the growing batch needs far 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, figures, presets, studies
+from experiments.harness import cli, figures, presets, studies
 
 
 def main() -> None:
-    """Trains what is missing, then draws the figure and prints the table."""
+    """Trains the missing runs, then draws the figure and prints the table."""
     study = studies.study_from_flags()
     results = studies.train(study, presets.section_5_1(study.preset, study.config))
     curves = {label: figures.curve(group, "train_loss") for label, group in results.items()}
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
-    figures.plot_curves(left, curves, "epoch", "Training cross-entropy")
-    figures.plot_curves(right, curves, "update")
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
+    figures.plot_clocks(panels, curves, "Training cross-entropy")
     means = np.concatenate([one.mean for one in curves.values()])
-    left.set(yscale="log", ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
-    figures.legend_above(figure, left, columns=3)
+    panels[0].set(yscale="log", ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
+    figures.legend_above(figure, panels[0], columns=3)
     table = figures.print_results(results)
     figures.save(figure, study.workdir, "figure2", figures.curve_rows(curves, "train_loss"), table)
 
 
 if __name__ == "__main__":
     studies.define_flags()
-    cli.run(main)
+    cli.run(main, multihost=True)

@@ -1,24 +1,23 @@
-"""The gradient noise scale along training: where the batch grows with the noise, and where it outruns it.
+"""The gradient noise scale along training, and where the batch is larger than it.
 
     python -m experiments.noise_scale --preset=digits --seeds=5 --workdir=runs/noise_scale
 
-Figure 5's four schedules, measured as they train (`bsjax.gradient_noise`). B_simple = tr(Σ)/|G|² is drawn with both
-averaged over seeds before they are divided; thin lines are single seeds. Where the batch size is above it, an update
-spends more examples than its noise asks for. Ghosts of half a batch let even the smallest batch be measured.
+It measures Figure 5's four schedules as they train (`bsjax.gradient_noise`). B_simple = tr(Σ)/|G|² is drawn with both
+averaged over seeds before they are divided; thin lines are single seeds. Where the batch size is larger, an update uses
+more examples than its noise requires. A ghost is half of the smallest batch, so that its noise can be measured.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import cli, figures, presets, runs, studies
+from experiments.harness import cli, figures, presets, runs, studies
 
 
 class NoiseCurve(NamedTuple):
-    """B_simple along training; NaN where |G|² is lost in the noise."""
+    """B_simple along training; NaN where the estimate of |G|² is not positive."""
 
     epoch: np.ndarray
     batch_size: np.ndarray  # of the first seed
@@ -27,12 +26,8 @@ class NoiseCurve(NamedTuple):
 
 
 def noise_curve(results: Sequence[runs.Result]) -> NoiseCurve:
-    """The curve of a schedule, from its runs' metrics; empty where nothing was measured."""
-    lines = [
-        [line for line in result.metrics if line.get("grad_sq") is not None]
-        for result in results
-        if result.summary["completed"]
-    ]
+    """The curve of a schedule, from its runs' metrics; empty if nothing was measured."""
+    lines = figures.lines_with("grad_sq", results)
     if not lines:
         return NoiseCurve(np.zeros(0), np.zeros(0), np.zeros(0), np.zeros((0, 0)))
     length = min(map(len, lines))
@@ -45,7 +40,7 @@ def noise_curve(results: Sequence[runs.Result]) -> NoiseCurve:
 
 
 def outrun(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -> tuple[float, float | None]:
-    """Where the batch is larger than B_simple: the share of the epochs in which that is known, and the last of these.
+    """The share of the measured epochs in which the batch is larger than B_simple, and the last such epoch.
 
     >>> outrun(np.array([1, 2, 3, 4, 5]), np.array([8, 40, 40, 144, 144]), np.array([20, 30, 30, np.nan, 190]))
     (0.5, 3.0)
@@ -58,10 +53,10 @@ def outrun(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -
 
 
 def main() -> None:
-    """Trains what is missing, then draws the picture and prints the table."""
+    """Trains the missing runs, then draws the picture and prints the table."""
     study = studies.study_from_flags()
-    ghost = max(1, min(study.config.ghost_batch_size, study.config.batch_size // 2))
-    measured = dataclasses.replace(study.config, measure_noise=True, ghost_batch_size=ghost)
+    ghost = max(1, min(study.config.task.ghost_batch_size, study.config.recipe.batch_size // 2))
+    measured = study.config.replace(measure_noise=True, ghost_batch_size=ghost)
     results = studies.train(study, presets.section_5_2(study.preset, measured))
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
     points, table = [], []
@@ -78,19 +73,11 @@ def main() -> None:
         right.plot(epoch, batch_size / noise_scale, **figures.line_style(i))
         some = [0, len(epoch) // 2, len(epoch) - 1]
         share, last = outrun(epoch, batch_size, noise_scale)
-        scales, ratios = (
-            ", ".join(_text(values[at]) for at in some) for values in (noise_scale, batch_size / noise_scale)
-        )
+        scales, ratios = (", ".join(map(_text, values[some])) for values in (noise_scale, batch_size / noise_scale))
         where = f"{100 * share:.0f}" + (f", epoch {last:g}" if last else "")
         print(f"{label:<34}{scales:>32}{ratios:>24}{where:>23}")
-        row = {
-            "schedule": label,
-            "noise_scale": scales,
-            "ratio": ratios,
-            "share_above": f"{share:.3f}",
-            "last_epoch": last,
-        }
-        table.append(row)
+        row = {"schedule": label, "noise_scale": scales, "ratio": ratios}
+        table.append({**row, "share_above": f"{share:.3f}", "last_epoch": "" if last is None else str(last)})
         points += [
             {"schedule": label, "epoch": f"{e:.5g}", "batch_size": int(b), "noise_scale": f"{s:.5g}"}
             for e, b, s in zip(epoch, batch_size, noise_scale, strict=True)
@@ -113,4 +100,4 @@ def _text(value: float) -> str:
 
 if __name__ == "__main__":
     studies.define_flags()
-    cli.run(main)
+    cli.run(main, multihost=True)

@@ -1,34 +1,33 @@
-"""All runs of the paper's figures, a slice of time after the other.
+"""All runs of the paper's figures, in slices of time.
 
     python -m experiments.paper_runs --preset=cifar10 --workdir=runs/cifar10 --list
     python -m experiments.paper_runs --preset=cifar10 --workdir=runs/cifar10 --seconds=540
     python -m experiments.paper_runs --preset=cifar10 --workdir=runs/cifar10 --rehearse
 
-The first lists them; the second goes on with the next ones, the most telling first, and stops in time; the third
-tries the first update of every phase of every schedule, and tells its speed. `--figures=5,2` keeps to these. The
+The first command lists them. The second trains the next ones, the most important first, and stops in time. The third
+runs the first update of every phase of every schedule, and prints its speed. `--figures=5,2` selects these figures. The
 figures find the runs in the same --workdir: `python -m experiments.figure5 --preset=cifar10 --workdir=runs/cifar10`.
-Needs a prepared data set, jax, flax, optax, orbax-checkpoint and absl-py only, so that any accelerator for ten
-minutes will do.
+This script needs a prepared data set, jax, flax, optax, orbax-checkpoint and absl-py only, so that any accelerator that
+is free for ten minutes is enough.
 """
 
-import dataclasses
 import pathlib
 import time
 from collections.abc import Iterable, Sequence
 
-import jax
 from absl import flags
 
 from bsjax.data import load_dataset
 from bsjax.errors import check_choice
-from experiments import cli, presets, runs, studies
-from experiments.config import Config
+from bsjax.run.metrics import read_summary
+from experiments.harness import build, cli, presets, runs, studies
+from experiments.harness.config import Config
 
 
 def paper_runs(study: studies.Study, names: Sequence[str] | None = None) -> dict[Config, list[str]]:
-    """The runs, the most telling first, and the figures that show them.
+    """The runs, the most important first, and the figures that show them.
 
-    Figure 5 with all seeds, then the others seed by seed; runs that several figures show are there once.
+    Figure 5 comes first with all seeds, then the others seed by seed. A run of several figures occurs once.
 
     Args:
       study: preset, flags and seeds.
@@ -45,18 +44,18 @@ def paper_runs(study: studies.Study, names: Sequence[str] | None = None) -> dict
     found: dict[Config, list[str]] = {}
     for figure, seed in order:
         for config in figures[figure]:
-            found.setdefault(dataclasses.replace(config, seed=seed), []).append(figure)
+            found.setdefault(config.replace(seed=seed), []).append(figure)
     return found
 
 
 def status(config: Config, folder: pathlib.Path, dataset_size: int) -> tuple[str, str]:
-    """ "done", "part" or "missing"; and how far, or what came out."""
-    if runs.has_ended(folder):
-        summary = runs.read_summary(folder)
+    """ "done", "part" or "missing"; and the progress or the result of a run."""
+    if summary := read_summary(folder):
         if not summary["completed"]:
             return "done", "diverged"
-        return "done", f"{100 * summary['final_test_accuracy']:.2f} %, {summary['wall_time_s']:,.0f} s"
-    num_updates = config.recipe(dataset_size).plan().num_updates
+        outcome = runs.headlines(summary)[0].removeprefix("test accuracy ")
+        return "done", f"{outcome}, {summary['wall_time_s']:,.0f} s"
+    num_updates = build.recipe(config, dataset_size).plan().num_updates
     checkpoints = [int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()]
     if checkpoints:
         return "part", f"update {max(checkpoints):,} of {num_updates:,}"
@@ -75,29 +74,24 @@ def print_list(study: studies.Study, todo: dict[Config, list[str]]) -> None:
 
 
 def rehearse(study: studies.Study, todo: Iterable[Config]) -> None:
-    """Runs the first update of every phase, from one state on, and prints what it took."""
-    dataset = load_dataset(study.config.dataset, study.control.data_dir)
+    """Runs the first update of every phase, each from the state of the one before, and prints its speed."""
+    dataset = load_dataset(study.config.data.dataset, study.control.data_dir)
     print(f"{'batch':>8}{'microbatch':>12}{'lr':>9}{'momentum':>10}{'loss':>9}{'images/s':>10}{'compiled in s':>15}")
     for config in todo:
         print(runs.run_name(config, study.preset.config), flush=True)
-        plan = config.recipe(len(dataset.train.labels)).plan()
-        engine = config.create_engine(dataset, plan, study.control.images_on)
+        plan = build.recipe(config, len(dataset.train)).plan()
+        engine = build.engine(config, dataset, plan, study.control.images_on)
         state = engine.init()
         for phase in plan.phases:
             update = plan[phase.start_update]
             compiled, start = engine.stall_time_s, time.perf_counter()
-            state, metrics = engine.update(
-                state, update.examples_seen, update.batch_size, update.learning_rate, update.momentum
-            )
-            jax.block_until_ready(metrics)
+            state, metrics = engine.update(state, update)
+            loss = metrics.loss  # waits for the update
             compiled = engine.stall_time_s - compiled
-            seconds = time.perf_counter() - start - compiled
-            print(
-                f"{update.batch_size:8,}{engine.layout(update.batch_size).microbatch_size:12,}{update.learning_rate:9.4g}"
-                f"{update.momentum:10.4g}{float(metrics[0, 0]):9.4f}{update.batch_size / seconds:10,.0f}"
-                f"{compiled:15.1f}",
-                flush=True,
-            )
+            size, seconds = update.batch_size, time.perf_counter() - start - compiled
+            layout = f"{size:8,}{engine.layout(size).microbatch_size:12,}"
+            speed = f"{loss:9.4f}{size / seconds:10,.0f}{compiled:15.1f}"
+            print(f"{layout}{update.learning_rate:9.4g}{update.momentum:10.4g}{speed}", flush=True)
 
 
 def main() -> None:
@@ -108,7 +102,7 @@ def main() -> None:
     if flags.FLAGS.list:
         print_list(study, todo)
     elif flags.FLAGS.rehearse:
-        rehearse(study, [config for config in todo if config.seed == study.seeds[0]])
+        rehearse(study, [config for config in todo if config.run.seed == study.seeds[0]])
     else:
         studies.train_all(study, list(todo))
         print(f"All {len(todo)} runs are complete.")
@@ -120,4 +114,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("list", False, "Only list the runs: done, part or missing.")
     flags.DEFINE_bool("rehearse", False, "Only try the first update of every phase of every schedule.")
     flags.DEFINE_alias("seconds", "stop_after_s")
-    cli.run(main)
+    cli.run(main, multihost=True)

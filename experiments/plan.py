@@ -1,54 +1,55 @@
-"""Prints what a run would do, without training: phases, updates, noise scale.
+"""Prints the phases, updates and noise scale of a run without training.
 
     python -m experiments.plan --preset=cifar10 --schedule=increase_batch_size --max_batch_size=5120
     python -m experiments.plan --dataset_size=1281167 --model=mlp --learning_rate=3 --batch_size=8192 --num_epochs=90 \\
         --lr_decay_epochs=30,60,80 --lr_decay_factor=10 --schedule=increase_batch_size --max_batch_size=65536
 
-Takes the flags of experiments.train. `--num_devices=8` also prints on how many of 8 devices each phase would run with
-`--devices=auto`, and in microbatches of how many examples each.
+It takes the flags of experiments.train. `--num_devices=8` also prints, for each phase, the number of devices (of 8)
+that `--devices=auto` would use, and the size of a microbatch.
 """
 
+import dataclasses
 from typing import Any
 
 from absl import flags
 
-from bsjax import InvalidArgument, Plan
+from bsjax import Plan
 from bsjax.engine import max_microbatch_size
-from bsjax.layout import Layouts
-from bsjax.models import ghost_batch_size_of
-from experiments import cli, config, presets
+from bsjax.engine.layout import Layouts
+from bsjax.errors import check_whole
+from experiments.harness import build, cli, config_flags, presets
+from experiments.harness.config import Config, ConversionConfig
 
 _PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the other flags. One of {', '.join(presets.PRESETS)}.")
 _DATASET_SIZE = flags.DEFINE_integer("dataset_size", None, "Examples in an epoch; default, the preset's.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Print how each phase runs on up to so many accelerators.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Print how each phase runs on this many accelerators at most.")
 _JSON = flags.DEFINE_bool("json", False, "Print the plan as JSON: runs of [number of updates, value].")
 
 
 def main() -> None:
-    """Prints the plan of what the flags say."""
+    """Prints the plan that the flags describe."""
     preset = presets.get(_PRESET.value)
     size = preset.dataset_size if _DATASET_SIZE.value is None else _DATASET_SIZE.value
-    run = config.config_from_flags(preset.config)
-    plan = run.recipe(size).plan()
+    config = config_flags.config_from_flags(preset.config)
+    plan = build.recipe(config, size).plan()
     if _JSON.value:
         print(plan.to_json())
         return
     num_devices = _NUM_DEVICES.value
-    print(plan if num_devices is None else plan.table(more=_layout_columns(run, plan, num_devices)))
-    unconverted = run.unconverted().recipe(size).plan().num_updates
+    print(plan if num_devices is None else plan.table(more=_layout_columns(config, plan, num_devices)))
+    unconverted = build.recipe(dataclasses.replace(config, conversion=ConversionConfig()), size).plan().num_updates
     if unconverted != plan.num_updates:
         print(f"{unconverted / plan.num_updates:.2f} times fewer updates than the {unconverted:,} of the recipe")
 
 
-def _layout_columns(run: config.Config, plan: Plan, num_devices: int) -> dict[str, Any]:
-    if num_devices < 1:
-        raise InvalidArgument("num_devices", num_devices, "a whole number >= 1", 1)
+def _layout_columns(config: Config, plan: Plan, num_devices: int) -> dict[str, Any]:
+    check_whole("num_devices", num_devices)
     layouts = Layouts(
         plan.batch_sizes.tolist(),
-        ghost_batch_size_of(run.create_model(num_classes=1)),
+        build.unit_of(config),
         range(1, num_devices + 1),
-        max_microbatch_size("accelerator", (0, 0)),
-        run.microbatch_size,
+        max_microbatch_size("accelerator", 0),
+        config.run.microbatch_size,
     )
     return {
         "devices": lambda phase: str(layouts(phase.batch_size).num_devices),
@@ -57,5 +58,5 @@ def _layout_columns(run: config.Config, plan: Plan, num_devices: int) -> dict[st
 
 
 if __name__ == "__main__":
-    config.define_flags()
+    config_flags.define_flags()
     cli.run(main)

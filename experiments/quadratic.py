@@ -3,8 +3,8 @@
     python -m experiments.quadratic --workdir=runs/quadratic
 
 The loss is ½ Σ h_i θ_i², and the gradient of a batch of B out of N examples has noise of variance
-c_i/B · (N-B)/(N-1): a batch is drawn without replacement, and each one anew. Expected losses under SGD
-with momentum come from the exact recursion of the second moments, and from simulated runs. The recipe is
+c_i/B · (N-B)/(N-1): each batch is a new draw without replacement. Expected losses under SGD with
+momentum come from the exact recursion of the second moments, and from simulated runs. The recipe is
 the paper's for CIFAR-10 (N = 50,000, B = 128, 200 epochs, learning rate ÷ 5 at 60, 120 and 160), the
 curvatures go from 0.001 to 0.1 with c = h, and the learning rate starts at 1 - m = 0.1.
 
@@ -12,7 +12,7 @@ Above: the schedules of Sections 5.1 and 5.2 by epoch and by update. Below: wher
 same, as the loss under a growing batch divided by that under the decayed learning rate, at the end and
 at its largest on the way:
 
-* B near N: a batch without replacement has less noise than 1/B says, and none when it is the data set;
+* B near N: a batch without replacement has less noise than 1/B, and none if it is the whole data set;
 * lr·h near the limit of stability, 2(1+m): the growing batch keeps the large learning rate, and its
   stationary loss is 1/(1 - lr·h/(2(1+m))) times that of a small one;
 * a momentum near 1: its memory, B/(N(1-m)) epochs, delays the start and each fall of the loss.
@@ -26,12 +26,12 @@ A quarter of a minute on two CPU cores. The final expected losses:
     Increased initial learning rate    6,407      4.653e-06      0.902
     Increased momentum coefficient     2,305      4.654e-06      0.902
 
-What is missing to 1 is the noise that the last batches do not have: 1 - 5120/50,000 = 0.898.
+The last batches have less noise, by the factor 1 - 5120/50,000 = 0.898.
 """
 
 import dataclasses
 import itertools
-import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,9 +42,10 @@ import numpy as np
 import optax
 from absl import flags
 
-from bsjax import InvalidArgument, Plan, Recipe, Update
-from bsjax import workdir as workdirs
-from experiments import cli, figures
+from bsjax import Plan, Recipe, Update
+from bsjax.errors import check_whole
+from experiments.harness import cli, config_flags, figures, studies
+from experiments.harness.config import field
 
 DATASET_SIZE = 50_000
 BATCH_SIZE = 128
@@ -52,13 +53,12 @@ BATCH_SIZE = 128
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What can be set on the command line."""
+    """The settings on the command line."""
 
-    workdir: pathlib.Path
-    seed: int = 0  # of the simulated runs
-    num_runs: int = 100  # simulated per schedule
-    num_epochs: float = 200  # the learning rate falls at 0.3, 0.6 and 0.8 of it
-    momentum: float = 0.9
+    seed: int = field(0, "Seed of the simulated runs.")
+    num_runs: int = field(100, "Simulated runs per schedule.")
+    num_epochs: float = field(200, "Length of the training; the steps scale with it.")
+    momentum: float = field(0.9, "Momentum of the recipe; its learning rate is 1 - momentum.")
 
     @property
     def epochs(self) -> np.ndarray:
@@ -79,13 +79,13 @@ POWER_LAW = Quadratic(np.geomspace(1e-3, 1e-1, 12), np.geomspace(1e-3, 1e-1, 12)
 
 
 class Line(NamedTuple):
-    """A line of the picture, and what simulated runs say about it."""
+    """A line of the picture, with the results of simulated runs."""
 
     panel: str
     label: str
     x: np.ndarray
     y: np.ndarray
-    simulated: np.ndarray = np.zeros((0, 2))  # where there are: mean over the runs and its standard error
+    simulated: np.ndarray = np.zeros((0, 2))  # mean over the runs and its standard error, if there are runs
 
 
 def noise_variance(plan: Plan, replacement: bool = False) -> np.ndarray:
@@ -102,7 +102,7 @@ def expected_losses(plan: Plan, model: Quadratic, replacement: bool = False) -> 
 
     .. math:: E zzᵀ ← A E zzᵀ Aᵀ + q bbᵀ, A = [[1 - lr h, -lr m], [h, m]], b = (-lr, 1)
 
-    of which three numbers are needed: E θ², E θv and E v².
+    which needs three numbers: E θ², E θv and E v².
 
     Args:
       plan: the learning rate, batch size and momentum of every update.
@@ -115,7 +115,7 @@ def expected_losses(plan: Plan, model: Quadratic, replacement: bool = False) -> 
     Reference: with m = 0, Zhang et al., 2019 (https://arxiv.org/abs/1907.04164), Section 3.
     """
     columns = np.stack([plan.learning_rates, plan.momentums, noise_variance(plan, replacement)], axis=1)
-    # A power of two of updates: few lengths, few compilations.
+    # Padded to a power of two, so that few lengths are compiled.
     columns = np.pad(columns, ((0, (1 << plan.num_updates.bit_length()) - plan.num_updates), (0, 0)))
     with jax.enable_x64(True):
         losses = np.asarray(_scan_moments(model, columns))[: plan.num_updates]
@@ -141,7 +141,7 @@ def _scan_moments(model: Quadratic, columns: jax.Array) -> jax.Array:
 
 
 def stationary_losses(update: Update, model: Quadratic) -> np.ndarray:
-    """Where repeating an update, with replacement, brings the recursion of `expected_losses` to rest: float64[D]."""
+    """The limit of `expected_losses` if an update is repeated for ever, with replacement: float64[D]."""
     lr, m = update.learning_rate, update.momentum
     stability = 2 * (1 + m) - lr * model.curvature
     return 0.5 * lr * model.noise / update.batch_size * (1 + m) / ((1 - m) * stability)
@@ -156,7 +156,7 @@ def simulated_losses(plan: Plan, model: Quadratic, seed: int, num_runs: int) -> 
         def update(state, values):
             k, lr, m, deviation = values
             theta, velocity = state
-            noise = deviation * jnp.sqrt(c) * jax.random.normal(jax.random.fold_in(key, k), h.shape)
+            noise = deviation * jnp.sqrt(c) * jax.random.normal(jax.random.fold_in(key, k), h.shape, h.dtype)
             velocity = m * velocity + h * theta + noise
             theta = theta - lr * velocity
             return (theta, velocity), 0.5 * jnp.sum(h * theta**2)
@@ -168,7 +168,7 @@ def simulated_losses(plan: Plan, model: Quadratic, seed: int, num_runs: int) -> 
 
 
 def at_epochs(plan: Plan, losses: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-    """Losses [num_updates + 1, D] at other instants [n, D]; between updates, their logarithm is interpolated."""
+    """Losses [num_updates + 1, D] at other instants [n, D]; interpolates their logarithm between updates."""
     ends = np.append(plan.examples_seen, plan.num_examples) / plan.dataset_size
     return np.exp(np.transpose([np.interp(epochs, ends, column) for column in np.log(losses).T]))
 
@@ -296,7 +296,7 @@ def csv_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """The points of all lines as rows of a CSV file."""
     names = ("panel", "line", "x", "expected", "simulated", "standard_error")
     return [
-        dict(zip(names, (line.panel, line.label, *(f"{value:.6g}" for value in (x, y, *pair))), strict=True))
+        dict(zip(names, (line.panel, line.label, x, y, *pair), strict=True))
         for line in lines
         for x, y, pair in itertools.zip_longest(line.x, line.y, line.simulated, fillvalue=(np.nan, np.nan))
     ]
@@ -304,21 +304,17 @@ def csv_rows(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Computes the lines, prints the table and writes the picture and its numbers."""
-    values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(Config)}
-    config = Config(**values | {"workdir": pathlib.Path(values["workdir"]).expanduser()})
-    if config.num_runs < 2:
-        raise InvalidArgument("num_runs", config.num_runs, "a whole number >= 2", 2)
+    given: dict[str, Any] = {one.name: flags.FLAGS[one.name].value for one in dataclasses.fields(Config)}
+    config = Config(**given)
+    check_whole("num_runs", config.num_runs, minimum=2)
     make_recipe(config)
-    workdirs.make(config.workdir)
+    workdir = studies.make_workdir(flags.FLAGS.workdir)
     lines = schedule_lines(config) + limit_lines(config)
     print(table(config, lines))
-    figures.save(draw(lines), config.workdir, "quadratic", csv_rows(lines))
+    figures.save(draw(lines), workdir, "quadratic", csv_rows(lines))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder for the picture and its numbers.", required=True)
-    flags.DEFINE_integer("seed", Config.seed, "Seed of the simulated runs.")
-    flags.DEFINE_integer("num_runs", Config.num_runs, "Simulated runs per schedule.")
-    flags.DEFINE_float("num_epochs", Config.num_epochs, "Length of the training; the steps scale with it.")
-    flags.DEFINE_float("momentum", Config.momentum, "Momentum of the recipe; its learning rate is 1 - momentum.")
-    cli.run(main)
+    config_flags.define_flags_of(Config, sys.argv[0])
+    cli.run(main, caches=True)

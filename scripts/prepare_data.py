@@ -1,27 +1,26 @@
 """Prepares a data set once, so that training reads it without TensorFlow and without a network.
 
-    python scripts/prepare_data.py --dataset=cifar10                                   # with TensorFlow Datasets
-    python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz   # from what is on disk
+    .venv/bin/python scripts/prepare_data.py --dataset=cifar10                                  # TensorFlow Datasets
+    .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz  # from files on the disk
 
---source takes what `bsjax.data.prepare` lists, or a folder that TensorFlow Datasets has prepared. For such a one, and
-without --source, the extra `tfds` is needed: pip install "bsjax[tfds]".
+--source takes the files that `bsjax.data.prepare` lists, or a folder that TensorFlow Datasets has prepared. Such a
+folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh tfds.
 """
 
 import pathlib
+import sys
 import time
 
-from absl import flags
+import numpy as np
+from absl import app, flags, logging
 
 from bsjax import InvalidArgument
 from bsjax.data import DATASETS, cache, from_tfds, prepare
-from experiments import cli
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Archive, folder or .npz file; default, download it.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write to; default, $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
-_ALLOW = flags.DEFINE_bool(
-    "allow_other_checksum", False, "Take files whose md5 is not the official one; never pickles."
-)
+_ALLOW = flags.DEFINE_bool("allow_other_checksum", False, "Accept files of another md5, unless they are pickles.")
 _OFFICIAL = {
     True: "Its md5 is the official one.",
     False: "Its md5 is not the official one, which --allow_other_checksum allows.",
@@ -30,7 +29,7 @@ _OFFICIAL = {
 
 
 def main() -> None:
-    """Reads, writes, and says what is there."""
+    """Reads, writes and describes the data set."""
     name, data_dir = _DATASET.value, _DATA_DIR.value
     if name in DATASETS:
         print(f"{name} comes with bsjax; there is nothing to prepare.")
@@ -38,10 +37,10 @@ def main() -> None:
     if cache.exists(name, data_dir):
         try:
             describe(name)
-            print("It is there and intact; remove that folder to make it again.")
+            print("It is intact; remove that folder to prepare it again.")
             return
         except InvalidArgument as error:
-            print(f"--{error}\nMaking it again.")
+            print(f"--{error}\nPreparing it again.")
     start = time.perf_counter()
     prepared = read()
     if "official" in prepared.source:
@@ -53,10 +52,10 @@ def main() -> None:
 
 
 def read() -> prepare.Prepared:
-    """The data set, from where the flags say."""
+    """The data set, from --source or TensorFlow Datasets."""
     name, source = _DATASET.value, _SOURCE.value
     if source is None:
-        print(f"Reading {name} with TensorFlow Datasets; it is downloaded and prepared first if need be.", flush=True)
+        print(f"Reading {name} with TensorFlow Datasets, which downloads it if it has not done so.", flush=True)
         return from_tfds.download(name)
     path = pathlib.Path(source).expanduser()
     print(f"Reading {path}", flush=True)
@@ -66,11 +65,11 @@ def read() -> prepare.Prepared:
 
 
 def describe(name: str) -> None:
-    """Prints what a prepared data set is, having verified it."""
+    """Verifies a prepared data set, and prints its sizes, classes and moments."""
     dataset = cache.read(name, _DATA_DIR.value)
-    height, width, channels = dataset.train.images.shape[1:]
+    height, width, channels = dataset.train.gather(np.arange(1))["image"].shape[1:]
     print(f"{name} in {cache.dataset_dir(name, _DATA_DIR.value)}")
-    print(f"  {len(dataset.train.labels):,} images to train on, {len(dataset.test.labels):,} to test on")
+    print(f"  {len(dataset.train):,} images to train on, {len(dataset.test):,} to test on")
     print(f"  height {height}, width {width}, channels {channels}")
     more = ", ..." if dataset.num_classes > 10 else ""
     print(f"  {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}{more}")
@@ -78,5 +77,24 @@ def describe(name: str) -> None:
         print(f"  {what} by channel, of 1: {' '.join(f'{value / 255:.6f}' for value in values)}", flush=True)
 
 
+def run(argv: list[str]) -> None:
+    """Runs main; each error is one line, and bad input exits with 2."""
+    # `experiments.harness.cli` would add the flags of a training run.
+    try:
+        if len(argv) > 1:
+            raise InvalidArgument("argument", argv[1], "a flag, such as --dataset=cifar10")
+        logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets logs every step at INFO
+        main()
+        return
+    except InvalidArgument as error:
+        message, code = f"--{error}", 2
+    except OSError as error:  # such as a folder that may not be read
+        message, code = str(error), 1
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(run)

@@ -1,75 +1,100 @@
-"""Writes the README's results table from what is under experiments/results/.
+"""Writes the tables of results in README.md and docs/ from the studies in experiments/results/.
 
-    python scripts/results_table.py            # rewrites the README's table
-    python scripts/results_table.py --check    # exits with 1 if it is not what the results say
+    python scripts/results_table.py            # rewrites the tables
+    python scripts/results_table.py --check    # exits with 1 if a table differs from the results
 
-A study is a folder with figureN_table.csv and figureN.json, as a figure's script leaves them in its --workdir.
+A study is a folder with NAME_table.csv and NAME.json, which a script writes to its --workdir. A page names the studies
+that it shows, by patterns of FOLDER/NAME, and has their tables between two marks:
+
+    <!-- results: */figure? (written by scripts/results_table.py) -->
+    <!-- end of results -->
 """
 
 import csv
+import fnmatch
 import json
 import pathlib
+import re
 import sys
 
 from absl import app, flags
 
-_CHECK = flags.DEFINE_bool("check", False, "Only say whether the README agrees.")
+_CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit with 1 if a table differs.")
 
 ROOT = pathlib.Path(__file__).parent.parent
-BEGIN, END = "<!-- results: scripts/results_table.py -->\n", "<!-- end of results -->\n"
+_MARKED = re.compile(
+    r"(<!-- results: (?P<patterns>.+) \(written by scripts/results_table\.py\) -->\n)"
+    r".*?(?P<end><!-- end of results -->\n)",
+    re.DOTALL,
+)
 
 
-def results_table(results: pathlib.Path) -> str:
-    """Every study's figures as Markdown: the command, then a table."""
+def with_tables(page: str, results: pathlib.Path) -> str:
+    """A page with the tables between each pair of marks."""
+
+    def marked(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{tables(results, match['patterns'].split())}\n{match['end']}"
+
+    return _MARKED.sub(marked, page)
+
+
+def tables(results: pathlib.Path, patterns: list[str]) -> str:
+    """Markdown of the studies that match a pattern: the command of each, and its table."""
     parts = []
-    for path in sorted(results.glob("*/figure*_table.csv")):
-        about = json.loads((path.parent / f"{path.stem.removesuffix('_table')}.json").read_text(encoding="utf-8"))
+    for path in sorted(results.glob("*/*_table.csv")):
+        name = path.stem.removesuffix("_table")
+        if not any(fnmatch.fnmatch(f"{path.parent.name}/{name}", pattern) for pattern in patterns):
+            continue
+        about = json.loads((path.parent / f"{name}.json").read_text(encoding="utf-8"))
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         device = f"{len(about['devices'])} × {about['devices'][0]}, {about['cores']} cores"
         parts.append(
             f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})\n\n"
-            + "".join(f"| {' | '.join(cells)} |\n" for cells in (*_head(rows[0]), *map(_cells, rows)))
+            + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows))
         )
     return "\n".join(parts)
 
 
-def with_table(readme: str, table: str) -> str:
-    """The README with the table between its two marks."""
-    head, rest = readme.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+def _cells(rows: list[dict[str, str]]) -> list[list[str]]:
+    """The head, and a row for each schedule."""
+    columns = {
+        "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
+        "updates": lambda row: f"{int(row['updates']):,}",
+        "test accuracy": _accuracy,
+        "seeds": lambda row: row["seeds"] + (f", {row['diverged']} diverged" if int(row["diverged"]) else ""),
+        "time per run": lambda row: f"{row['wall_time_s']} s",
+        "images/s": lambda row: f"{int(row['examples_per_second']):,}",
+    }
+    examples = [int(row.get("examples", 0)) for row in rows]
+    if max(examples) > 1.05 * min(examples):
+        columns["examples"] = lambda row: f"{int(row['examples']):,}"
+    if "paper_updates" in rows[0]:
+        columns["paper: updates"] = lambda row: row["paper_updates"]
+        columns["paper: test accuracy"] = lambda row: f"{100 * float(row['paper_test_accuracy']):.1f} %"
+    return [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
-def _head(row: dict[str, str]) -> list[list[str]]:
-    names = ["schedule", "updates", "test accuracy", "seeds", "time per run", "images/s"]
-    if "paper_updates" in row:
-        names += ["paper: updates", "paper: test accuracy"]
-    return [names, ["---"] * len(names)]
-
-
-def _cells(row: dict[str, str]) -> list[str]:
-    schedule = f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"]
+def _accuracy(row: dict[str, str]) -> str:
     accuracy = f"{100 * float(row['test_accuracy_mean']):.2f}"
     if int(row["seeds"]) > 1:
         accuracy += f" ± {100 * float(row['test_accuracy_std']):.2f}"
-    diverged = f", {row['diverged']} diverged" if int(row["diverged"]) else ""
-    cells = [schedule, f"{int(row['updates']):,}", f"{accuracy} %", row["seeds"] + diverged, f"{row['wall_time_s']} s"]
-    cells.append(f"{int(row['examples_per_second']):,}")
-    if "paper_updates" in row:
-        cells += [row["paper_updates"], f"{100 * float(row['paper_test_accuracy']):.1f} %"]
-    return cells
+    return f"{accuracy} %"
 
 
 def main(argv: list[str]) -> None:
-    """Rewrites or checks the README."""
+    """Rewrites or checks the pages."""
     del argv
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    wanted = with_table(readme, results_table(ROOT / "experiments" / "results"))
-    if _CHECK.value:
-        sys.exit(None if readme == wanted else "README.md differs from experiments/results: scripts/results_table.py")
-    path.write_text(wanted, encoding="utf-8")
+    different = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        page = path.read_text(encoding="utf-8")
+        wanted = with_tables(page, ROOT / "experiments" / "results")
+        if page != wanted:
+            different.append(path.relative_to(ROOT).as_posix())
+            if not _CHECK.value:
+                path.write_text(wanted, encoding="utf-8")
+    if _CHECK.value and different:
+        sys.exit(f"{', '.join(different)}: tables differ from experiments/results; run scripts/results_table.py")
 
 
 if __name__ == "__main__":

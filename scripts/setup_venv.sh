@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv at the repository root and installs bsjax into it, with an extra if one is named.
-# Does nothing where that has been done; starts afresh where it was interrupted.
+# Does nothing if that has been done; starts again if it was interrupted.
 #
 #   scripts/setup_venv.sh [EXTRA]              EXTRA: test, dev, cuda, tpu or tfds (see setup.cfg)
 #   PYTHON=python3.12 scripts/setup_venv.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extra=${1:-}
-unfinished=.venv/unfinished # holds our process id from .venv's first moment until its first install is complete
+unfinished=.venv/unfinished # holds our process id until the first install is complete
 
 find_python() {
   local candidates=(python3 python3.13 python3.12 python3.11) candidate
@@ -23,7 +23,7 @@ find_python() {
 }
 
 if [[ -e $unfinished && $(ps -o args= -p "$(<$unfinished)" 2>/dev/null) == *scripts/setup_venv.sh* ]]; then
-  echo "Process $(<$unfinished) is making .venv at this moment: wait for it, then call again" >&2
+  echo "Process $(<$unfinished) is making .venv: wait for it, then call again" >&2
   exit 1
 fi
 if [[ -e $unfinished ]] || ! .venv/bin/python -c '' 2>/dev/null; then
@@ -43,7 +43,7 @@ if [[ -e $stamp && $(<"$stamp") == "$state" ]]; then
 fi
 
 if [[ -e $unfinished ]]; then cost=" (200 MB or more to download, 1 GB on disk; a minute or two)"; fi
-echo "Installing bsjax${extra:+[$extra]} and what it needs into .venv${cost:-}"
+echo "Installing bsjax${extra:+[$extra]} and its requirements into .venv${cost:-}"
 rm -f .venv/installed-base
 .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --editable ".${extra:+[$extra]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every check there is: lint, format, types, doctests and tests. Arguments go to pytest: scripts/test.sh -k recipe
+# Runs every check: lint, format, types, doctests and tests. Arguments go to pytest: scripts/test.sh -k recipe
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup_venv.sh test

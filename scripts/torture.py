@@ -2,13 +2,13 @@
 
     python scripts/torture.py --rounds=100
 
-A run on the embedded digits, with a batch that grows, ghost batch norm, crops and dropout, is trained once in peace.
-Then it is trained again; a round waits for a random moment and kills the process with SIGKILL or SIGTERM, or SIGTERM
-and then SIGKILL; after some rounds it also damages the newest checkpoint (a file truncated, emptied, or with a bit
-flipped) or cuts the end off the metrics. The same command goes on. When it has come to its end, its parameters and
-metrics must equal those of the run in peace to the last bit; if rounds are left, a new run begins.
+It trains a run on the embedded digits, with a batch that grows, ghost batch norm, crops and dropout, once in peace.
+Then it trains the run again: a round waits for a random moment and kills the process with SIGKILL or SIGTERM, or with
+SIGTERM and then SIGKILL; some rounds also damage the newest checkpoint (a file truncated, emptied, deleted, or with a
+bit flipped) or cut off the end of the metrics. The same command continues the run. At the end, its parameters and
+metrics must equal those of the run in peace to the last bit. New runs begin until there have been enough rounds.
 
-Exits with 1 at the first difference, and leaves the folders for a look.
+It exits with 1 at the first difference, and leaves the folders.
 """
 
 import collections
@@ -31,46 +31,41 @@ import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
 _ROUNDS = flags.DEFINE_integer("rounds", 100, "How many times to kill.", 1)
-_SECONDS = flags.DEFINE_float("seconds", None, "Begin no run, and kill none, after so many seconds.", 0.0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random moments and damages.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments and damages.")
 _EPOCHS = flags.DEFINE_float("num_epochs", 12.0, "Length of a run.", 0.1)
 _LONGEST_WAIT_S = flags.DEFINE_float("longest_wait_s", 1.5, "Longest wait once a process has begun to train.", 0.0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs; default, a temporary one.")
 
-_STARTS_S = 4.0  # a process takes about so long to begin to train; some are killed within
+_STARTS_S = 4.0  # about the time until a process trains; some are killed earlier
 _SHARE_KILLED_EARLY = 0.15
 _SHARE_DAMAGED = 0.3
 _PROCESS_TIMEOUT_S = 300
 
 
 class Different(Exception):  # noqa: N818  (reads as what it says)
-    """A run has not ended as it should."""
+    """A run did not end as it should."""
 
 
 @dataclasses.dataclass
 class Torture:
-    """Kills what trains in a folder."""
+    """Kills and damages runs, and counts both."""
 
-    folder: pathlib.Path
     random: random.Random
     kills: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     damages: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
-    def run(self, workdir: pathlib.Path, rounds_left: int, deadline: float) -> None:
-        """Trains to the end, with at most so many kills."""
-        while True:
+    def run(self, workdir: pathlib.Path) -> None:
+        """Trains to the end, with as many kills as --rounds allows."""
+        process = start(workdir)
+        while self.kills.total() < _ROUNDS.value and self._kill(process, workdir):
+            if self.random.random() < _SHARE_DAMAGED:
+                self._damage(workdir)
             process = start(workdir)
-            if rounds_left > 0 and time.monotonic() < deadline and self._kill(process, workdir):
-                rounds_left -= 1
-                if self.random.random() < _SHARE_DAMAGED:
-                    self._damage(workdir)
-                continue
-            if (code := process.wait(_PROCESS_TIMEOUT_S)) != 0:
-                raise Different(f"{workdir} ended with exit code {code}\n{_end_of_log(workdir)}")
-            return
+        process.wait(_PROCESS_TIMEOUT_S)
+        _check_code(process, workdir)
 
     def _kill(self, process: subprocess.Popen, workdir: pathlib.Path) -> bool:
-        """Whether it could be killed before it ended."""
+        """Kills a process; returns False if it ended before."""
         how = self.random.choice(["SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGTERM, SIGKILL"])
         early = self.random.random() < _SHARE_KILLED_EARLY
         wait_s = self.random.uniform(0, _STARTS_S if early else _LONGEST_WAIT_S.value)
@@ -79,22 +74,19 @@ class Torture:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(wait_s)
         if process.poll() is not None:
-            if process.returncode != 0:
-                raise Different(f"{workdir} ended with exit code {process.returncode}\n{_end_of_log(workdir)}")
             return False
         for name in how.split(", "):
             process.send_signal(signal.Signals[name])
             if name == "SIGTERM" and how != name:
                 time.sleep(self.random.uniform(0, 0.05))
-        code = process.wait(_PROCESS_TIMEOUT_S)
+        process.wait(_PROCESS_TIMEOUT_S)
         # 0: it was writing its summary. A process that does not train yet has nothing to save, and dies of the signal.
-        if code not in (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
-            raise Different(f"{how} made {workdir} end with exit code {code}\n{_end_of_log(workdir)}")
+        _check_code(process, workdir, 0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
         self.kills[how] += 1
         return True
 
     def _damage(self, workdir: pathlib.Path) -> None:
-        """What the run can recover from: it needs one checkpoint that is whole, and the metrics up to it."""
+        """Does damage that the run can repair, for which it needs one whole checkpoint, and the metrics up to it."""
         checkpoints = checkpoints_of(workdir)
         if (workdir / "summary.json").exists() or len(checkpoints) < 2:
             return
@@ -103,25 +95,23 @@ class Torture:
             path = workdir / "metrics.jsonl"
             os.truncate(path, max(0, path.stat().st_size - self.random.randrange(1, 60)))
         else:
-            # The largest is the data.
-            files = sorted((path for path in checkpoints[-1].rglob("*") if path.is_file()), key=_size)
-            path = files[-1] if self.random.random() < 0.5 else self.random.choice(files)
-            contents = bytearray(path.read_bytes())
-            if how == "truncate":
-                contents = contents[: self.random.randrange(len(contents) or 1)]
-            elif how == "empty":
-                contents.clear()
-            elif contents:
-                contents[self.random.randrange(len(contents))] ^= 1 << self.random.randrange(8)
+            files = sorted(path for path in checkpoints[-1].rglob("*") if path.is_file())
+            largest = max(files, key=lambda path: path.stat().st_size)  # it has the arrays
+            path = largest if self.random.random() < 0.5 else self.random.choice(files)
+            size = path.stat().st_size
             if how == "delete a file":
                 path.unlink()
-            else:
+            elif how == "flip a bit" and size:
+                contents = bytearray(path.read_bytes())
+                contents[self.random.randrange(size)] ^= 1 << self.random.randrange(8)
                 path.write_bytes(contents)
+            else:
+                os.truncate(path, self.random.randrange(size or 1) if how == "truncate" else 0)
         self.damages[how] += 1
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
-    """Begins to train, or goes on."""
+    """Starts a process that begins or continues a run."""
     epochs = _EPOCHS.value
     decays = ",".join(f"{epochs * share:g}" for share in (1 / 3, 2 / 3, 5 / 6))
     command = [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", f"--num_epochs={epochs:g}"]
@@ -139,7 +129,7 @@ def checkpoints_of(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def result(workdir: pathlib.Path) -> dict[str, Any]:
-    """What must be the same: the last state, every line of the metrics, the summary; not the times."""
+    """The last state, every line of the metrics, and the summary, without times."""
     newest = checkpoints_of(workdir)[-1]
     with ocp.CheckpointManager(newest.parent) as manager:
         state = manager.restore(int(newest.name), args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
@@ -160,22 +150,21 @@ def compare(workdir: pathlib.Path, expected: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Kills, and tells how often it made no difference."""
+    """Kills runs, and reports how many ended without a difference."""
     del argv
     logging.set_verbosity(logging.WARNING)
     folder = pathlib.Path(_WORKDIR.value or tempfile.mkdtemp(prefix="torture-")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    deadline = started + (_SECONDS.value or float("inf"))
     if start(folder / "peace").wait() != 0:
         sys.exit(f"error: the run in peace failed\n{_end_of_log(folder / 'peace')}")
     expected = result(folder / "peace")
-    torture = Torture(folder, random.Random(_SEED.value))
+    torture = Torture(random.Random(_SEED.value))
     num_runs = 0
     try:
-        while (left := _ROUNDS.value - torture.kills.total()) > 0 and time.monotonic() < deadline:
+        while torture.kills.total() < _ROUNDS.value:
             workdir = folder / f"run-{num_runs}"
-            torture.run(workdir, left, deadline)
+            torture.run(workdir)
             compare(workdir, expected)
             num_runs += 1
             print(f"{torture.kills.total()} kills, {num_runs} runs, no difference", flush=True)
@@ -189,7 +178,7 @@ def main(argv: list[str]) -> None:
 
 
 def _wait_until_it_trains(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-    """Until it has written a line more, or a checkpoint."""
+    """Waits until it has written another line or checkpoint."""
 
     def state() -> Any:
         path = workdir / "metrics.jsonl"
@@ -200,8 +189,9 @@ def _wait_until_it_trains(process: subprocess.Popen, workdir: pathlib.Path) -> N
         time.sleep(0.02)
 
 
-def _size(path: pathlib.Path) -> int:
-    return path.stat().st_size
+def _check_code(process: subprocess.Popen, workdir: pathlib.Path, *codes: int) -> None:
+    if process.returncode not in (codes or (0,)):
+        raise Different(f"{workdir} ended with exit code {process.returncode}\n{_end_of_log(workdir)}")
 
 
 def _counts(counter: collections.Counter) -> str:

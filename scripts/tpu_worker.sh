@@ -1,24 +1,21 @@
 #!/usr/bin/env bash
-# The part of tpu_vm.sh that runs on each worker. Notes of the run are in ~/bsjax-run: log, command, pid, exit_code.
+# tpu_vm.sh calls this on each worker. It keeps the run's log, command, pid and exit_code in ~/bsjax-run.
 #
-#   scripts/tpu_worker.sh setup [BUCKET]      the environment; a bucket mounted at bucket/, its data/ copied to the disk
-#   scripts/tpu_worker.sh start COMMAND...    in the background, here in the root, with .venv's python
-#   scripts/tpu_worker.sh status              a line: "bsjax-run HOST idle", "running", "ended CODE" or "lost"
-#   scripts/tpu_worker.sh stop SECONDS        SIGTERM to all of its processes; SIGKILL if they still run after SECONDS
+#   scripts/tpu_worker.sh setup [BUCKET]      installs; mounts the bucket at bucket/ and copies its data/ to the disk
+#   scripts/tpu_worker.sh start COMMAND...    starts a command in the background, in the root, with .venv's python
+#   scripts/tpu_worker.sh status              prints "bsjax-run HOST idle", "running" or "ended CODE"
+#   scripts/tpu_worker.sh stop SECONDS        sends SIGTERM to all processes of the run, and SIGKILL after SECONDS
 #
-# Why the bucket is mounted (with Cloud Storage FUSE) and not copied to and fro: all hosts of a run need to see one folder
-# of checkpoints at the same time. What that needs, and what the flags are for:
-#   - A checkpoint is complete once its folder is renamed. Only a bucket with a hierarchical namespace renames folders in
-#     one step; in another one, rename-dir-limit=0 makes it fail at the first checkpoint instead of losing one later.
-#   - What one host writes, the others see at once: nothing about files is cached.
+# All hosts of a run need the same folder of checkpoints, so Cloud Storage FUSE mounts the bucket. Its flags below:
+#   - A checkpoint is complete once its folder is renamed. Only a bucket with a hierarchical namespace renames folders
+#     in one step; in any other, rename-dir-limit=0 makes the first checkpoint fail, instead of losing one later.
+#   - The caches are off, so that a host sees at once what another one has written.
 #   - metrics.jsonl stays open for the whole run; without streaming writes, fsync (at each checkpoint) saves it.
-# It knows no locks, and reads far slower than a disk: so data sets are copied.
+# The mount has no locks and reads far slower than a disk, so data sets are copied.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 notes=~/bsjax-run
 mount=~/bucket
-gcsfuse_flags=(--metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=0
-  --enable-streaming-writes=false)
 mkdir -p "$notes"
 
 apt_install() {
@@ -27,17 +24,18 @@ apt_install() {
 }
 
 install_gcsfuse() { # as cloud.google.com/storage/docs/cloud-storage-fuse/install says
-  curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg |
-    sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
-  echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt \
-gcsfuse-$(lsb_release -c -s) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  local packages=https://packages.cloud.google.com/apt key=/usr/share/keyrings/cloud.google.asc
+  curl -fsS $packages/doc/apt-key.gpg | sudo tee $key >/dev/null
+  echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -c -s) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
   apt_install gcsfuse
 }
 
-mount_bucket() { # the one that setup was given, if any; a machine that has restarted has lost it
+mount_bucket() { # if setup was given one; a restart of the machine unmounts it
   if [[ ! -e $notes/bucket ]] || mountpoint -q "$mount"; then return; fi
   mkdir -p "$mount"
-  gcsfuse "${gcsfuse_flags[@]}" "$(<"$notes/bucket")" "$mount"
+  gcsfuse --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=0 \
+    --enable-streaming-writes=false "$(<"$notes/bucket")" "$mount"
   ln -sfn "$mount" bucket
 }
 
@@ -55,7 +53,7 @@ setup() {
 }
 
 running() {
-  [[ -e $notes/pid ]] && [[ $(ps -o args= -p "$(<"$notes/pid")" 2>/dev/null) == *"tpu_worker.sh supervise"* ]]
+  [[ -e $notes/pid && $(ps -o args= -p "$(<"$notes/pid")" 2>/dev/null) == *"tpu_worker.sh supervise"* ]]
 }
 
 start() {
@@ -67,38 +65,27 @@ start() {
   mount_bucket
   printf '%s\n' "$*" >"$notes/command"
   rm -f "$notes/exit_code"
-  # In a session of its own, away from the terminal: it outlives the connection, and is one group to signal.
+  # A session of its own outlives the connection, and receives signals as one group.
   PATH=$PWD/.venv/bin:$PATH setsid scripts/tpu_worker.sh supervise "$@" >>"$notes/log" 2>&1 </dev/null &
   echo $! >"$notes/pid"
   while ! running && kill -0 $! 2>/dev/null; do sleep 0.05; done
 }
 
 supervise() {
-  trap : TERM # of the group, this process stays, to write down how the command ended
-  echo "== $(date -u +%FT%TZ) $*"
+  trap : TERM # the signal is for the whole group; this process stays to save the exit code
   local code=0
+  echo "== $(date -u +%FT%TZ) $*"
   "$@" || code=$?
   echo "== $(date -u +%FT%TZ) ended with $code"
-  save_log || true
+  if mountpoint -q "$mount"; then # the log outlives the machine
+    mkdir -p "$mount/logs" && cp "$notes/log" "$mount/logs/$(hostname)-$(date -u +%Y%m%d-%H%M%S).log" || true
+  fi
   echo "$code" >"$notes/exit_code"
 }
 
-save_log() { # where it outlives the machine
-  if mountpoint -q "$mount"; then
-    mkdir -p "$mount/logs"
-    cp "$notes/log" "$mount/logs/$(hostname)-$(date -u +%Y%m%d-%H%M%S).log"
-  fi
-}
-
-status() {
-  local state=lost # it neither runs nor said how it ended: the machine has restarted
-  if running; then
-    state=running
-  elif [[ -e $notes/exit_code ]]; then
-    state="ended $(<"$notes/exit_code")"
-  elif [[ ! -e $notes/pid ]]; then
-    state=idle
-  fi
+status() { # idle: nothing has been started, or the machine has restarted
+  local state=idle
+  if running; then state=running; elif [[ -e $notes/exit_code ]]; then state="ended $(<"$notes/exit_code")"; fi
   echo "bsjax-run $(hostname) $state"
 }
 

@@ -1,17 +1,17 @@
-"""Plans: how a stream is cut into batches, and schedules over the update count."""
+"""Plans: updates, phases, schedules over the update count, tables, JSON."""
+
+import dataclasses
+import json
+import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import bsjax
-from bsjax.plan import take_batches
 
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=50)
 PLAN = bsjax.Plan(10, [2, 2, 4, 8], [0.1, 0.2, 0.2, 0.05], [0.9, 0.9, 0.9, 0.95])
 
 
@@ -20,41 +20,9 @@ def cosine_plan():
     return recipe.increase_batch_size(max_batch_size=300).plan()
 
 
-def plain_loop(batch_size_at, num_examples):
-    sizes, start = [], 0
-    while start < num_examples:
-        sizes.append(int(batch_size_at(np.array([start]))[0]))
-        start += sizes[-1]
-    return sizes
-
-
-@PROPERTY
-@given(st.integers(1, 20_000), st.integers(1, 50), st.integers(1, 5000), st.integers(0, 2**32 - 1))
-def test_take_batches_is_the_plain_loop(num_examples, largest, stretch, seed):
-    # Stretches of one example make a size that jumps at every position, long ones a few phases.
-    sizes = np.random.default_rng(seed).integers(1, largest, num_examples // stretch + 1, endpoint=True)
-
-    def batch_size_at(position):
-        return sizes[position // stretch]
-
-    assert take_batches(batch_size_at, num_examples).tolist() == plain_loop(batch_size_at, num_examples)
-
-
-@pytest.mark.parametrize("period", [7.0, 300.0, 20_000.0])
-def test_take_batches_of_a_wave_is_the_plain_loop(period):
-    def batch_size_at(position):
-        return (5 + 4 * np.sin(position / period)).astype(np.int64)
-
-    assert take_batches(batch_size_at, 60_000).tolist() == plain_loop(batch_size_at, 60_000)
-
-
-def test_counts():
-    assert PLAN.num_updates == len(PLAN) == 4
-    assert PLAN.num_examples == 16
-    assert PLAN.examples_seen.tolist() == [0, 2, 4, 8]
-
-
 def test_updates():
+    assert (PLAN.num_updates, len(PLAN), PLAN.num_examples) == (4, 4, 16)
+    assert PLAN.examples_seen.tolist() == [0, 2, 4, 8]
     assert PLAN[2] == bsjax.Update(update=2, examples_seen=4, batch_size=4, learning_rate=0.2, momentum=0.9)
     assert PLAN[-1] == PLAN[3]
     assert list(PLAN) == [PLAN[0], PLAN[1], PLAN[2], PLAN[3]]
@@ -96,19 +64,6 @@ def test_schedules_of_a_long_plan():
         np.testing.assert_array_equal(plan.learning_rate(counts), plan.learning_rates)
 
 
-def test_schedules_drive_an_optax_optimizer():
-    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=PLAN.learning_rate, momentum=PLAN.momentum)
-    params = jnp.array(1.0)
-    state = tx.init(params)
-    theta, velocity = 1.0, 0.0
-    for update in PLAN:
-        updates, state = jax.jit(tx.update)(params, state)  # the gradient of θ²/2 is θ
-        params = optax.apply_updates(params, updates)
-        velocity = update.momentum * velocity + theta
-        theta -= update.learning_rate * velocity
-        np.testing.assert_allclose(params, theta, atol=1e-6)
-
-
 def test_json_round_trip_is_exact_and_short():
     plan = cosine_plan()
     copy = bsjax.Plan.from_json(plan.to_json())
@@ -120,11 +75,76 @@ def test_json_round_trip_is_exact_and_short():
     assert len(constant.to_json()) < 200
 
 
-@pytest.mark.parametrize("name", ["dataset_size", "batch_sizes", "learning_rates", "momentums"])
-def test_plans_differ_when_any_part_does(name):
-    parts = {part: getattr(PLAN, part) for part in ("dataset_size", "batch_sizes", "learning_rates", "momentums")}
-    assert bsjax.Plan(**parts) == PLAN
-    assert bsjax.Plan(**parts | {name: parts[name] * 2}) != PLAN
+ADAM = bsjax.Plan(
+    10,
+    [2, 2, 4, 8],
+    [0.1, 0.2, 0.2, 0.05],
+    [0.9, 0.9, 0.9, 0.95],
+    others={"b2": [0.9, 0.99, 0.99, 0.999], "eps": [1e-8] * 4},
+    scaling="sqrt",
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("dataset_size", 20),
+        ("batch_sizes", [2, 2, 4, 16]),
+        ("learning_rates", [0.1, 0.2, 0.2, 0.06]),
+        ("momentums", [0.9] * 4),
+        ("start", 2),
+        ("others", {"b2": [0.9, 0.99, 0.99, 0.9], "eps": [1e-8] * 4}),
+        ("others", {"b2": [0.9, 0.99, 0.99, 0.999]}),
+        ("scaling", 0.6),
+    ],
+)
+def test_plans_are_equal_when_all_their_parts_are(part, value):
+    ADAM.learning_rate(0)  # a schedule is a function, which no pickle holds
+    for same in (dataclasses.replace(ADAM), bsjax.Plan.from_json(ADAM.to_json()), pickle.loads(pickle.dumps(ADAM))):
+        assert same == ADAM
+    other = dataclasses.replace(ADAM, **{part: value})
+    assert other != ADAM
+    assert bsjax.Plan.from_json(other.to_json()) == other
+
+
+def test_further_hyperparameters():
+    assert ADAM[2].others == {"b2": 0.99, "eps": 1e-8}
+    assert ADAM[2].hyperparameters == {"learning_rate": 0.2, "momentum": 0.9, "b2": 0.99, "eps": 1e-8}
+    assert PLAN[2].hyperparameters == {"learning_rate": 0.2, "momentum": 0.9}
+    for update in (ADAM[2], PLAN[2]):
+        assert bsjax.Update(*json.loads(json.dumps(update))) == update
+    with pytest.raises(ValueError, match="read-only"):
+        ADAM.others["b2"][0] = 0.5
+
+
+def test_hyperparameters_drive_an_optax_optimizer():
+    schedules = ADAM.hyperparameters
+    tx = optax.inject_hyperparams(optax.adam)(b1=schedules.pop("momentum"), **schedules)
+    params, state = jnp.array(1.0), tx.init(jnp.array(1.0))
+    for update in ADAM:
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+            _, state = jax.jit(tx.update)(params, state)
+        for name, value in update.hyperparameters.items():
+            assert state.hyperparams[{"momentum": "b1"}.get(name, name)] == np.float32(value)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "batch_size", "", 3])
+def test_names_of_further_hyperparameters(name):
+    with pytest.raises(bsjax.InvalidArgument, match="it must be an optimizer's argument other than learning_rate"):
+        bsjax.Plan(10, [2], [0.1], [0.9], others={name: [0.5]})
+
+
+def test_batch_sizes_beyond_int32():
+    plan = bsjax.Recipe(0.1, 2**32, 10**11, 2).plan()
+    assert plan.num_updates == 47
+    assert [update.batch_size for update in plan] == plan.batch_sizes.tolist() == [2**32] * 47
+    assert plan[46].examples_seen == 46 * 2**32
+    for evaluate in (plan.batch_size, jax.jit(plan.batch_size)):
+        with pytest.raises(bsjax.InvalidArgument, match=r"batch_size is 4294967296; .* nearest: 2147483647"):
+            evaluate(0)
+    with jax.enable_x64(True):
+        assert plan.batch_size(0) == 2**32
+    assert bsjax.Plan(2**31, [2**31 - 1], [0.1], [0.9]).batch_size(0) == 2**31 - 1
 
 
 def test_plans_cannot_be_changed():
@@ -138,7 +158,7 @@ def test_plans_cannot_be_changed():
 
 @pytest.mark.parametrize("sizes", [[], [1], [1, 2, 3]])
 def test_parts_must_be_equally_long(sizes):
-    with pytest.raises(ValueError, match="as many learning rates and momentums as batch sizes"):
+    with pytest.raises(ValueError, match="as many values of each hyperparameter as batch sizes"):
         bsjax.Plan(10, sizes, [0.1] * 2 if sizes else [], [0] * 2 if sizes else [])
 
 
@@ -151,6 +171,16 @@ def test_table():
         "4 updates, 16 examples, 1.60 epochs"
     )
     assert repr(PLAN) == "<Plan: 4 updates in 3 phases>"
+
+
+def test_table_shows_what_is_kept():
+    assert str(ADAM) == (
+        "updates  from epoch  batch size  learning rate  momentum           b2    eps  lr·(N/B)^0.5/(1-m)\n"
+        "      2        0.00           2     0.1 -> 0.2       0.9  0.9 -> 0.99  1e-08      2.236 -> 4.472\n"
+        "      1        0.40           4            0.2       0.9         0.99  1e-08               3.162\n"
+        "      1        0.80           8           0.05      0.95        0.999  1e-08               1.118\n"
+        "4 updates, 16 examples, 1.60 epochs"
+    )
 
 
 def test_table_of_a_long_plan_leaves_out_its_middle():

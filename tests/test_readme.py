@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands exist."""
+"""The README and docs/: their programs run and print what they say, their commands and links exist."""
 
 import pathlib
 import re
@@ -8,32 +8,75 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = [
+    pytest.param(block, id=f"{name}-{number}")
+    for name, page in PAGES.items()
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+]
+COMMANDS = re.findall(r"python(?: -m (experiments\.\w+)| (scripts/\w+\.py))((?:\\\n|[^`#\n])*)", TEXT)
 
 
-def test_there_are_code_blocks():
-    assert len(BLOCKS) == 2
+def test_the_readme_begins_with_two_commands():
+    lines = [line for line in PAGES["README.md"].splitlines() if line]
+    assert [line.split("#")[0].split() for line in lines[1:3]] == [["scripts/demo.sh"], ["scripts/test.sh"]]
 
 
-@pytest.mark.parametrize(("block", "printed"), [*zip(BLOCKS, ("574 updates instead of 899", "221 "), strict=True)])
-def test_code_blocks_run(block, printed, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
-    assert printed in capsys.readouterr().out
+@pytest.mark.parametrize("block", BLOCKS)
+def test_programs_run_and_print_what_they_say(block, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(block, encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", program], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    expected = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
+    assert expected
+    for text in expected:
+        assert text in result.stdout
 
 
-def test_commands_exist():
-    modules = set(re.findall(r"python -m (experiments\.\w+)", README))
-    scripts = set(re.findall(r"scripts/\w+\.\w+", README))
-    assert len(modules) >= 4 and len(scripts) >= 3
-    for path in (*(module.replace(".", "/") + ".py" for module in modules), *scripts):
+def test_the_programs_are_those_that_a_newcomer_needs():
+    readme = [block.values[0] for block in BLOCKS if block.id.startswith("README")]
+    assert len(readme) == 2
+    assert [f"# line {number}" in readme[0] for number in range(1, 7)] == [True] * 5 + [False]
+    assert all(name in readme[1] for name in ("from_loss(", "Engine(", "run.train("))
+
+
+def test_commands_and_their_flags_exist():
+    sources = {path: path.read_text(encoding="utf-8") for path in ROOT.glob("experiments/**/*.py")}
+    shared = "".join(text for path, text in sources.items() if "harness" in path.parts)
+    assert len({module or script for module, script, _ in COMMANDS}) > 10
+    for module, script, flags in COMMANDS:
+        path = ROOT / (script or module.replace(".", "/") + ".py")
+        files = [path] if path.exists() else sorted((ROOT / module.replace(".", "/")).glob("*.py"))
+        assert files[0].exists() and (path.exists() or "__main__.py" in {file.name for file in files}), path
+        text = "".join(file.read_text(encoding="utf-8") for file in files) + shared * bool(module)
+        for flag in re.findall(r"--(\w+)", flags):
+            assert re.search(rf'"{flag}"|^    {flag}: ', text, re.MULTILINE), (path, flag)
+
+
+def test_files_exist():
+    for path in set(re.findall(r"(?<![\w/])((?:scripts|bsjax|experiments)/[\w/.]+\.(?:py|sh))", TEXT)):
         assert (ROOT / path).exists(), path
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for name, page in PAGES.items():
+        for path in re.findall(r"\]\((?!http|#)([^)]+)\)", page):
+            assert ((ROOT / name).parent / path).exists(), (name, path)
 
 
-def test_results_are_those_of_the_files():
+def test_what_the_demo_prints_is_told_without_pinning_the_digits():
+    demo = PAGES["README.md"].split("The demo prints a table.")[1].split("\n## ")[0]
+    updates = re.findall(r"^    (?:Original|Increas).*?  ([\d,]+)  ", demo, re.MULTILINE)
+    assert updates == ["10,778", "4,512", "1,119", "599"]
+    for words in ("± is the standard deviation", "depend on the CPU", "constant learning rate"):
+        assert re.search(words.replace(" ", r"\s+"), demo)
+
+
+def test_results_are_those_of_the_files(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/results_table.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

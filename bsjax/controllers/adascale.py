@@ -1,21 +1,56 @@
 """AdaScale: a large batch, with a learning rate that grows by as much as the batch gains."""
 
+import dataclasses
+import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from bsjax.controllers.adaptive import check_dataset_size, check_optimizer, plan_identity
-from bsjax.controllers.limits import Limits
-from bsjax.controllers.protocol import Controller, Observation
-from bsjax.errors import InvalidArgument, is_finite
+from bsjax.controllers.adaptive import FromRecipe
+from bsjax.controllers.protocol import Observation
+from bsjax.errors import InvalidArgument, check_number
 from bsjax.plan import Update
-from bsjax.recipe import Recipe
 
-_MIN_VARIANCE = 1e-6  # the paper's, for the gradient of a batch of B0
+_MIN_VARIANCE = 1e-6  # the paper's, for the gradient of a batch of B₀
 
 
-class AdaScale(Controller):
+@dataclasses.dataclass(frozen=True)
+class AdaScaleOptions:
+    """Options of `AdaScale`.
+
+    Args:
+      scale: S >= 1; None: the largest that the limits allow.
+      smoothing: θ in [0, 1), per update; None: the paper's.
+
+    Raises:
+      InvalidArgument: a value is out of range.
+    """
+
+    scale: float | None = None
+    smoothing: float | None = None
+
+    def __post_init__(self):
+        if self.scale is not None:
+            check_number("scale", self.scale, lambda s: s >= 1, "a number >= 1, or None", 1)
+        if self.smoothing is not None:
+            check_number("smoothing", self.smoothing, lambda theta: 0 <= theta < 1, "in [0, 1), or None", 0.999)
+
+
+class AdaScaleState(NamedTuple):
+    """AdaScale's decisions so far, and its smoothed estimates."""
+
+    update: int = 0  # number of the next one
+    examples_seen: int = 0  # before it
+    clock: float = 0.0  # τ, in updates of the recipe
+    num_estimates: int = 0  # so far
+    grad_sq: float = 1.0  # μ²
+    trace: float = 0.0  # B₀σ²: unlike σ² it keeps its meaning where B₀ changes
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaScale(FromRecipe[AdaScaleState]):
     r"""Steps of S times the recipe's batch B₀, each of which counts as r ≤ S of the recipe's updates.
 
     .. math:: r = \frac{\sigma^2 + \mu^2}{\sigma^2 / S + \mu^2} \in [1, S], \qquad
@@ -28,124 +63,103 @@ class AdaScale(Controller):
     Each update's estimates of σ² (at least 1e-6) and μ² (at least 0) are smoothed: a plain mean at first, and from the
     1/(1 - θ)-th on :math:`x \leftarrow \theta x + (1 - \theta) x_k`, θ = max(1 - S/1000, 0). With n shards of one size
     `bsjax.gradient_noise.Estimate` without a data set size is the paper's Appendix B.3 with n sub-gradients. The paper
-    has n = S; here θ does not depend on n, so that decisions do not depend on the devices. Until the first
-    estimate r = 1, as if there were no noise; the paper has an estimate at each update before it is made, here
-    those of the last `LAG` updates are still missing.
+    has n = S; here θ does not depend on n, so that decisions do not depend on the devices. Until the first estimate r =
+    1, as without noise. The paper uses the estimate of the update itself; here an estimate arrives `LAG` updates later.
 
     Limits: SGD, also with momentum and Nesterov, for which the paper's theory does not hold but its experiments do;
     not Adam. The learning rate needs no warm-up of its own: the gain starts small and grows.
 
     Args:
-      recipe: it may have a batch size that grows: all of it is S times as large.
-      limits: S·B₀ is rounded down to the allowed sizes; its hysteresis, monotone and warm-up have no meaning here.
-      scale: S >= 1; None: the largest that `limits` allow.
-      smoothing: θ in [0, 1); None: the paper's.
+      recipe: its batch size may grow; S multiplies every size.
+      limits: S·B₀ is rounded down to the allowed sizes; its hysteresis, monotone and warm-up have no effect.
+      options: see `AdaScaleOptions`.
 
     Raises:
-      InvalidArgument: a value is out of range.
+      InvalidArgument: the limits leave no batch of `scale` times the recipe's.
 
+    >>> from bsjax import Recipe
+    >>> from bsjax.controllers import Limits
     >>> controller = AdaScale(Recipe(0.1, 32, 50_000, num_epochs=1), Limits(32, 256))
-    >>> controller.next_update()
-    Update(update=0, examples_seen=0, batch_size=256, learning_rate=0.1, momentum=0.9)
+    >>> update, state = controller.decide(controller.init())
+    >>> update.batch_size, update.learning_rate, state.clock
+    (256, 0.1, 1.0)
 
     Reference: Johnson, Agrawal, Gu and Guestrin, 2020 (https://arxiv.org/abs/2007.05105), Algorithm 1 and Appendix B.3.
     """
 
     optimizers = ("momentum", "nesterov", "sgd")
     needs_noise = True
+    options_type = AdaScaleOptions
 
-    def __init__(self, recipe: Recipe, limits: Limits, scale: float | None = None, smoothing: float | None = None):
-        check_dataset_size(limits, recipe.dataset_size)
-        self._plan = recipe.plan()
-        largest = int(self._plan.batch_sizes.max())
-        if limits.sizes[-1] < largest:
-            allowed = f"at least the recipe's batch_size {largest}"
-            raise InvalidArgument("max_batch_size", limits.sizes[-1], allowed, largest)
-        most = limits.sizes[-1] / largest
-        self._scale = most if scale is None else scale
-        if not (is_finite(self._scale) and 1 <= self._scale <= most * (1 + 1e-9)):
-            allowed = f"in [1, {most:g}], by the recipe's batch_size {largest} and max_batch_size {limits.sizes[-1]}"
-            raise InvalidArgument("scale", scale, allowed, 1 if is_finite(scale) and self._scale < 1 else f"{most:g}")
-        if smoothing is not None and not 0 <= smoothing < 1:
-            raise InvalidArgument("smoothing", smoothing, "in [0, 1), or None", 0.999)
-        self._limits = limits
-        self._sizes = {
-            base: limits.round_down(self._scale * base) for base in np.unique(self._plan.batch_sizes).tolist()
-        }
+    options: AdaScaleOptions = AdaScaleOptions()
+
+    def __post_init__(self):
+        super().__post_init__()
+        bases, sizes = np.unique(self._plan.batch_sizes).tolist(), self.limits.sizes
+        if sizes[-1] < bases[-1]:
+            allowed = f"at least the recipe's batch_size {bases[-1]}"
+            raise InvalidArgument("max_batch_size", sizes[-1], allowed, bases[-1])
+        most = sizes[-1] / bases[-1]
+        if not self.scale <= most * (1 + 1e-9):
+            allowed = f"in [1, {most:g}], by the recipe's batch_size {bases[-1]} and max_batch_size {sizes[-1]}"
+            raise InvalidArgument("scale", self.scale, allowed, f"{most:.17g}")
         for base, size in self._sizes.items():
-            if not base <= size <= self._scale * base * (1 + 1e-6):
-                above = next((other for other in limits.sizes if other >= self._scale * base), limits.sizes[-1])
+            if not base <= size <= self.scale * base * (1 + 1e-6):
+                above = next((other for other in sizes if other >= self.scale * base), sizes[-1])
                 allowed = f"large enough to get from {base} to an allowed size"
-                raise InvalidArgument("scale", self._scale, allowed, f"{above / base:g}")
-        self.dataset_size = recipe.dataset_size
-        self.batch_sizes = sorted(set(self._sizes.values()))
-        self._smoothing = smoothing
-        self._settings = {
-            "recipe": plan_identity(self._plan),
-            "limits": limits.identity(),
-            "scale": scale,
-            "smoothing": smoothing,
-        }
-        self._update = 0
-        self._examples_seen = 0
-        self._clock = 0.0  # τ
-        self._count = 0  # of estimates
-        self._grad_sq = 1.0
-        self._trace = 0.0
+                raise InvalidArgument("scale", self.scale, allowed, f"{above / base:.17g}")
 
-    @classmethod
-    def check_optimizer(cls, optimizer: str) -> None:
-        """Refuses an optimizer that it does not work with."""
-        check_optimizer("AdaScale", optimizer, cls.optimizers)
+    @functools.cached_property
+    def scale(self) -> float:
+        """S, before sizes are rounded."""
+        most = self.limits.sizes[-1] / int(self._plan.batch_sizes.max())
+        return most if self.options.scale is None else self.options.scale
 
     @property
-    def num_examples(self) -> int:  # type: ignore[override]
-        """Where training would end if the gain stayed as it is."""
-        if self._clock >= self._plan.num_updates:
-            return self._examples_seen
-        base = int(self._plan.batch_sizes[int(self._clock)])
-        updates = math.ceil((self._plan.num_updates - self._clock) / self.gain(base))
-        return self._examples_seen + updates * self._sizes[base]
+    def batch_sizes(self) -> Sequence[int]:
+        return sorted(set(self._sizes.values()))
 
-    def gain(self, base_batch_size: int) -> float:
+    @functools.cached_property
+    def num_examples(self) -> int:
+        """Where training ends at the latest: with a gain of 1 throughout."""
+        return sum(self._sizes[base] for base in self._plan.batch_sizes.tolist())
+
+    def gain(self, state: AdaScaleState, base_batch_size: int) -> float:
         """r for the recipe's batch size B₀, from the estimates so far."""
         scale = self._sizes[base_batch_size] / base_batch_size
-        variance = self._trace / base_batch_size
-        return (variance + self._grad_sq) / (variance / scale + self._grad_sq)
+        variance = state.trace / base_batch_size
+        return (variance + state.grad_sq) / (variance / scale + state.grad_sq)
 
-    def next_update(self) -> Update | None:
-        if self._clock >= self._plan.num_updates:
-            return None
-        there = self._plan[int(self._clock)]
-        gain, size = self.gain(there.batch_size), self._sizes[there.batch_size]
-        update = Update(self._update, self._examples_seen, size, gain * there.learning_rate, there.momentum)
-        self._update += 1
-        self._examples_seen += size
-        self._clock += gain
-        return update
+    def init(self) -> AdaScaleState:
+        return AdaScaleState()
 
-    def observe(self, observation: Observation) -> None:
+    def decide(self, state: AdaScaleState) -> tuple[Update | None, AdaScaleState]:
+        if state.clock >= self._plan.num_updates:
+            return None, state
+        there = self._plan[int(state.clock)]
+        gain, size = self.gain(state, there.batch_size), self._sizes[there.batch_size]
+        learning_rate = gain * there.learning_rate
+        update = Update(state.update, state.examples_seen, size, learning_rate, there.momentum, there.others)
+        seen, clock = state.examples_seen + size, state.clock + gain
+        return update, state._replace(update=state.update + 1, examples_seen=seen, clock=clock)
+
+    def observe(self, state: AdaScaleState, observation: Observation) -> AdaScaleState:
         trace, grad_sq = float(observation.noise.trace), float(observation.noise.grad_sq)
         if not (math.isfinite(trace) and math.isfinite(grad_sq)):
-            return
-        smoothing = max(1 - self._scale / 1000, 0.0) if self._smoothing is None else self._smoothing
-        self._count += 1
-        if self._count * (1 - smoothing) < 1:
-            smoothing = 1 - 1 / self._count
-        least = _MIN_VARIANCE * observation.update.batch_size / self._scale
-        # tr(Σ) is smoothed, not σ²: it keeps its meaning where B₀ changes.
-        self._trace = smoothing * self._trace + (1 - smoothing) * max(trace, least)
-        self._grad_sq = smoothing * self._grad_sq + (1 - smoothing) * max(grad_sq, 0.0)
+            return state
+        num_estimates = state.num_estimates + 1
+        smoothing = max(1 - self.scale / 1000, 0.0) if self.options.smoothing is None else self.options.smoothing
+        if num_estimates * (1 - smoothing) < 1:
+            smoothing = 1 - 1 / num_estimates
+        least = _MIN_VARIANCE * observation.update.batch_size / self.scale
+        return state._replace(
+            num_estimates=num_estimates,
+            trace=smoothing * state.trace + (1 - smoothing) * max(trace, least),
+            grad_sq=smoothing * state.grad_sq + (1 - smoothing) * max(grad_sq, 0.0),
+        )
 
-    def state(self) -> dict[str, Any]:
-        return {name: getattr(self, f"_{name}") for name in self._names()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for name in self._names():
-            setattr(self, f"_{name}", state[name])
-
-    def identity(self) -> dict[str, Any]:
-        return {"controller": "AdaScale", **self._settings}
-
-    def _names(self) -> tuple[str, ...]:
-        return "update", "examples_seen", "clock", "count", "grad_sq", "trace"
+    @functools.cached_property
+    def _sizes(self) -> dict[int, int]:
+        """S·B₀ as an allowed size, by B₀."""
+        bases = np.unique(self._plan.batch_sizes).tolist()
+        return {base: self.limits.round_down(self.scale * base) for base in bases}

@@ -1,10 +1,13 @@
-"""Controllers by name, and what they need of optimizer and microbatches."""
+"""Controllers and their options by name."""
 
-import inspect
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from bsjax.controllers.adabatch import AdaBatch
-from bsjax.controllers.adaptive import scaling_rule
+from bsjax.controllers.adaptive import FollowingOptions
 from bsjax.controllers.adascale import AdaScale
 from bsjax.controllers.cabs import Cabs
 from bsjax.controllers.critical_batch import CriticalBatch
@@ -14,7 +17,7 @@ from bsjax.controllers.planned import Planned
 from bsjax.controllers.plateau import Plateau
 from bsjax.controllers.protocol import Controller
 from bsjax.errors import InvalidArgument, check_choice
-from bsjax.layout import Layouts
+from bsjax.optimizers import OPTIMIZERS
 from bsjax.recipe import Recipe
 
 CONTROLLERS: dict[str, Any] = {
@@ -27,77 +30,90 @@ CONTROLLERS: dict[str, Any] = {
     "critical_batch": CriticalBatch,
 }
 
+_SQRT_OPTIMIZERS = ("adam", "adamw", "rmsprop")
 
-def create_controller(name: str, recipe: Recipe, limits: Limits, optimizer: str, **options: Any) -> Controller:
+
+def create_controller(name: str, recipe: Recipe, limits: Limits, optimizer: str, options: Any = None) -> Controller:
     """A controller by its name, with the scaling rule of the optimizer.
 
     Args:
       name: one of `CONTROLLERS`.
-      recipe: what it adapts. "planned" takes it as it is, and neither limits nor options.
+      recipe: what it adapts. "planned" takes it as it is, without limits.
       limits: which batch sizes it may choose.
-      optimizer: one of `bsjax.optimizers.OPTIMIZERS`.
-      **options: arguments of the controller's class; `scaling` is the optimizer's if it is not given.
+      optimizer: one of `bsjax.optimizers.OPTIMIZERS`; its scaling rule holds where the options have None.
+      options: of the controller's `options_type`; None: the defaults.
 
     Raises:
-      InvalidArgument: no such controller or option, an optimizer that the controller does not work with, or a value
-        that cannot be used.
+      InvalidArgument: no such controller, options of another one, an optimizer that the controller does not work with,
+        or a value that cannot be used.
 
+    >>> from bsjax.controllers import GradientNoiseOptions
     >>> recipe, limits = Recipe(0.1, 32, 1000, num_epochs=1), Limits(32, 512)
-    >>> create_controller("gradient_noise", recipe, limits, "adam", factor=0.5).identity()["scaling"]
-    'sqrt'
-    >>> create_controller("gradient_noise", recipe, limits, "adam", factr=0.5)
+    >>> create_controller("gradient_noise", recipe, limits, "adam", GradientNoiseOptions(factor=0.5)).exponent
+    0.5
+    >>> create_controller("cabs", recipe, limits, "momentum")
     Traceback (most recent call last):
     ...
-    bsjax.errors.InvalidArgument: option of gradient_noise is 'factr'; it must be one of scaling, bound_by_decay, \
-factor, example_price; nearest: factor
+    bsjax.errors.InvalidArgument: optimizer is 'momentum'; it must be sgd for cabs; nearest: sgd
     """
     kind = CONTROLLERS[check_choice("controller", name, CONTROLLERS)]
-    kind.check_optimizer(optimizer)
-    known = [option for option in inspect.signature(kind).parameters if option not in ("recipe", "limits", "plan")]
-    for option in options:
-        if not known:
-            raise InvalidArgument(f"option of {name}", option, "left out: it has none")
-        check_choice(f"option of {name}", option, known)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    if optimizer not in kind.optimizers:
+        raise InvalidArgument("optimizer", optimizer, f"{' or '.join(kind.optimizers)} for {name}", kind.optimizers[0])
+    if options is None:
+        options = kind.options_type()
+    if type(options) is not kind.options_type:
+        raise InvalidArgument("options", options, f"{kind.options_type.__name__} for {name}", kind.options_type())
     if kind is Planned:
         return Planned(recipe.plan())
-    if "scaling" in known:
-        options = {"scaling": scaling_rule(optimizer), **options}
-    return kind(recipe, limits, **options)
+    if isinstance(options, FollowingOptions) and options.scaling is None:
+        options = dataclasses.replace(options, scaling=scaling_rule(optimizer))
+    return kind(recipe, limits, options)
 
 
-def check_microbatches(controller: Controller, layouts: Layouts, ghost_batch_size: int) -> None:
-    """Refuses layouts in which a controller could not measure the gradient noise.
+def options_from_mapping(name: str, mapping: Mapping[str, Any]) -> Any:
+    """The options of a controller, from names and values as a command line or a file has them.
 
     Args:
-      controller: which batch sizes may come.
-      layouts: how each of them runs.
-      ghost_batch_size: 1 without batch norm.
+      name: one of `CONTROLLERS`.
+      mapping: values by the names of the options: JSON values, or their text. A list becomes a tuple.
+
+    Returns:
+      An instance of the controller's `options_type`.
 
     Raises:
-      InvalidArgument: an update may come as one microbatch on one device, or all of it in shares of one ghost.
+      InvalidArgument: no such controller or option, or a value of the wrong type or out of range.
 
-    >>> recipe = Recipe(0.1, 32, 1000, num_epochs=1)
-    >>> layouts = Layouts([32], 8, numbers_of_devices=[1], max_microbatch_size=64, microbatch_size=64)
-    >>> check_microbatches(GradientNoise(recipe, Limits(32, 512, 8)), layouts, ghost_batch_size=8)
+    >>> options_from_mapping("adabatch", {"every_epochs": "7.5", "bound_by_decay": "true", "scaling": "sqrt"})
+    AdaBatchOptions(scaling='sqrt', bound_by_decay=True, every_epochs=7.5, factor=2.0)
+    >>> options_from_mapping("plateau", {"patince": 3})
     Traceback (most recent call last):
     ...
-    bsjax.errors.InvalidArgument: microbatch_size is 64; it must be small enough for two microbatches × devices in \
-a batch of 32: GradientNoise needs the gradient noise; nearest: 16
+    bsjax.errors.InvalidArgument: option of plateau is 'patince'; it must be one of scaling, bound_by_decay, factor, \
+patience, rtol, atol, cooldown, accumulation_size, min_scale; nearest: patience
     """
-    if not controller.needs_noise:
-        return
-    kind = type(controller).__name__
-    largest = max(size for sizes in layouts.microbatch_sizes.values() for size in sizes)
-    for size in controller.batch_sizes:
-        if size < 2 * ghost_batch_size:
-            allowed = f"at least two of ghost_batch_size {ghost_batch_size}: {kind} needs the gradient noise"
-            raise InvalidArgument("min_batch_size", size, allowed, 2 * ghost_batch_size)
-        if size > largest:
-            continue
-        microbatch_size = layouts(size).microbatch_size
-        if microbatch_size >= size:
-            allowed = (
-                f"small enough for two microbatches × devices in a batch of {size}: {kind} needs the gradient noise"
-            )
-            nearest = max(size // 2 // ghost_batch_size, 1) * ghost_batch_size
-            raise InvalidArgument("microbatch_size", microbatch_size, allowed, nearest)
+    options_type = CONTROLLERS[check_choice("controller", name, CONTROLLERS)].options_type
+    names = [field.name for field in dataclasses.fields(options_type)]
+    for option in mapping:
+        if not names:
+            raise InvalidArgument(f"option of {name}", option, "left out: it has none")
+        check_choice(f"option of {name}", option, names)
+    return options_type(**{option: _parse(value) for option, value in mapping.items()})
+
+
+def scaling_rule(optimizer: str) -> str:
+    """How an optimizer's learning rate follows the batch size.
+
+    >>> scaling_rule("momentum"), scaling_rule("adamw")
+    ('linear', 'sqrt')
+    """
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    return "sqrt" if optimizer in _SQRT_OPTIMIZERS else "linear"
+
+
+def _parse(value: Any) -> Any:
+    """The JSON value of a text, or the text itself where it is none; a list as a tuple."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    return tuple(value) if isinstance(value, list) else value

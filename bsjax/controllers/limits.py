@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bsjax.errors import InvalidArgument, check_whole, is_finite
+from bsjax.errors import InvalidArgument, check_number, check_whole, nearest_multiples
 
 # A target this close below an allowed size is that size: 128 / 0.1**0.5**2 may be 1279.9999999999998.
 _ROUNDING = 1e-6
@@ -61,32 +61,21 @@ class Limits:
     warmup_examples: int = 0
 
     def __post_init__(self):
-        smallest, largest = self.min_batch_size, self.max_batch_size
+        smallest, largest, unit = self.min_batch_size, self.max_batch_size, self.multiple_of
         for name in ("multiple_of", "min_batch_size", "max_batch_size"):
             check_whole(name, getattr(self, name))
-        for name in ("min_batch_size", "max_batch_size"):
-            self._check_multiple(name, getattr(self, name))
+        self._check_multiple("max_batch_size", largest)
         if smallest > largest:
             raise InvalidArgument("min_batch_size", smallest, f"at most max_batch_size {largest}", largest)
-        if self.growth is not None:
-            if self.allowed_batch_sizes is not None:
-                raise InvalidArgument("growth", self.growth, "None where allowed_batch_sizes are given")
-            if not (is_finite(self.growth) and self.growth > 1):
-                raise InvalidArgument("growth", self.growth, "a number greater than 1, or None", 2)
-            if smallest * self.growth < smallest + self.multiple_of:
-                allowed = f"enough to get from {smallest} to a larger allowed size"
-                raise InvalidArgument("growth", self.growth, allowed, (smallest + self.multiple_of) / smallest)
+        self._check_multiple("min_batch_size", smallest, at_most=largest)
         if self.allowed_batch_sizes is not None:
-            if not self.allowed_batch_sizes:
-                raise InvalidArgument("allowed_batch_sizes", (), "at least one size, or None", (smallest,))
-            for size in self.allowed_batch_sizes:
-                check_whole("allowed_batch_sizes", size)
-                self._check_multiple("allowed_batch_sizes", size)
-                if not smallest <= size <= largest:
-                    allowed = f"between min_batch_size {smallest} and max_batch_size {largest}"
-                    raise InvalidArgument("allowed_batch_sizes", size, allowed, min(max(size, smallest), largest))
-        if not (is_finite(self.hysteresis) and self.hysteresis >= 0):
-            raise InvalidArgument("hysteresis", self.hysteresis, "a number >= 0", 0)
+            self._check_allowed(self.allowed_batch_sizes)
+        if self.growth is not None:
+            check_number("growth", self.growth, lambda g: g > 1, "a number greater than 1, or None", 2)
+            if smallest * self.growth * (1 + _ROUNDING) < smallest + unit:
+                allowed = f"enough to get from {smallest} to a larger allowed size"
+                raise InvalidArgument("growth", self.growth, allowed, (smallest + unit) / smallest)
+        check_number("hysteresis", self.hysteresis, lambda h: h >= 0, "a number >= 0", 0)
         check_whole("warmup_examples", self.warmup_examples, minimum=0)
 
     @functools.cached_property
@@ -121,6 +110,13 @@ class Limits:
         shrinks = not self.monotone and self.round_down(target * band) < size
         return self.round_down(target) if grows or shrinks else size
 
+    def check_dataset_size(self, dataset_size: int) -> None:
+        """Refuses batches larger than the data set, as a recipe does."""
+        for name, size in (("min_batch_size", self.min_batch_size), ("max_batch_size", self.max_batch_size)):
+            if size > dataset_size:
+                nearest = dataset_size // self.multiple_of * self.multiple_of or None
+                raise InvalidArgument(name, size, f"at most dataset_size {dataset_size}", nearest)
+
     def identity(self) -> dict[str, Any]:
         """The settings, as JSON."""
         settings = dataclasses.asdict(self)
@@ -128,8 +124,20 @@ class Limits:
             settings["allowed_batch_sizes"] = list(self.sizes)
         return settings
 
-    def _check_multiple(self, name: str, size: int) -> None:
+    def _check_allowed(self, sizes: tuple[int, ...]) -> None:
+        smallest, largest = self.min_batch_size, self.max_batch_size
+        if self.growth is not None:
+            raise InvalidArgument("growth", self.growth, "None where allowed_batch_sizes are given")
+        if not sizes:
+            raise InvalidArgument("allowed_batch_sizes", (), "at least one size, or None", (smallest,))
+        for size in sizes:
+            check_whole("allowed_batch_sizes", size)
+            self._check_multiple("allowed_batch_sizes", size, at_most=largest, at_least=smallest)
+            if not smallest <= size <= largest:
+                allowed = f"between min_batch_size {smallest} and max_batch_size {largest}"
+                raise InvalidArgument("allowed_batch_sizes", size, allowed, min(max(size, smallest), largest))
+
+    def _check_multiple(self, name: str, size: int, **bounds: int) -> None:
         if size % self.multiple_of:
-            below = size // self.multiple_of * self.multiple_of
-            nearest = f"{below} or {below + self.multiple_of}" if below else self.multiple_of
-            raise InvalidArgument(name, size, f"a multiple of multiple_of {self.multiple_of}", nearest)
+            near = nearest_multiples(size, self.multiple_of, **bounds)
+            raise InvalidArgument(name, size, f"a multiple of multiple_of {self.multiple_of}", near)

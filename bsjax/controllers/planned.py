@@ -1,16 +1,30 @@
 """A plan as a controller: everything is decided before training starts."""
 
-from typing import Any
+import dataclasses
+import functools
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bsjax.controllers.adaptive import check_optimizer, plan_identity
 from bsjax.controllers.protocol import Controller
-from bsjax.optimizers import OPTIMIZERS
 from bsjax.plan import Plan, Update
 
 
-class Planned(Controller):
+@dataclasses.dataclass(frozen=True)
+class PlannedOptions:
+    """A plan has no options."""
+
+
+class PlannedState(NamedTuple):
+    """The position in the plan."""
+
+    update: int  # index of the next one
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Controller[PlannedState]):
     """The updates of a plan, one after the other.
 
     Args:
@@ -18,35 +32,40 @@ class Planned(Controller):
 
     >>> from bsjax import Recipe
     >>> planned = Planned(Recipe(0.1, batch_size=40, dataset_size=100, num_epochs=1).plan())
-    >>> [planned.next_update().examples_seen for _ in range(3)], planned.next_update()
-    ([0, 40, 80], None)
+    >>> update, state = planned.decide(planned.init())
+    >>> print(update)
+    Update(update=0, examples_seen=0, batch_size=40, learning_rate=0.1, momentum=0.9...)
     """
 
     needs_observations = False
+    options_type = PlannedOptions
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.dataset_size = plan.dataset_size
-        self.batch_sizes: list[int] = np.unique(plan.batch_sizes).tolist()
-        self.num_examples = plan.num_examples
-        self._update = 0
+    plan: Plan
 
-    @classmethod
-    def check_optimizer(cls, optimizer: str) -> None:
-        """Refuses what is no optimizer."""
-        check_optimizer("Planned", optimizer, OPTIMIZERS)
+    @property
+    def dataset_size(self) -> int:
+        return self.plan.dataset_size
 
-    def next_update(self) -> Update | None:
-        if self._update >= self.plan.num_updates:
-            return None
-        self._update += 1
-        return self.plan[self._update - 1]
+    @functools.cached_property
+    def batch_sizes(self) -> Sequence[int]:
+        return np.unique(self.plan.batch_sizes).tolist()
 
-    def state(self) -> dict[str, Any]:
-        return {"update": self._update}
+    @property
+    def num_examples(self) -> int:
+        return self.plan.num_examples
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self._update = state["update"]
+    def init(self) -> PlannedState:
+        return PlannedState(0)
+
+    def decide(self, state: PlannedState) -> tuple[Update | None, PlannedState]:
+        if state.update >= self.plan.num_updates:
+            return None, state
+        return self.plan[state.update], PlannedState(state.update + 1)
 
     def identity(self) -> dict[str, Any]:
-        return {"controller": "Planned", "plan": plan_identity(self.plan)}
+        return {"name": "Planned", "plan": plan_identity(self.plan)}
+
+
+def plan_identity(plan: Plan) -> str:
+    """A text that differs between different plans."""
+    return f"{plan.num_updates:,} updates from example {plan.start:,}, CRC-32 {zlib.crc32(plan.to_json().encode())}"

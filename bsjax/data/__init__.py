@@ -1,8 +1,9 @@
-"""Data sets, the endless example stream, and augmentation."""
+"""Sources of examples, data sets, the endless example stream, and augmentation."""
 
 from bsjax.data.augmentation import AUGMENTATIONS
-from bsjax.data.dataset import Dataset, Split
+from bsjax.data.dataset import Dataset
 from bsjax.data.datasets import DATASETS, load_dataset
+from bsjax.data.sources import ArraySource, Source
 from bsjax.data.stream import ExampleStream
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "Dataset", "ExampleStream", "Split", "load_dataset"]
+__all__ = ["AUGMENTATIONS", "DATASETS", "ArraySource", "Dataset", "ExampleStream", "Source", "load_dataset"]

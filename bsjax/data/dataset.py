@@ -1,26 +1,27 @@
-"""What a data set is: uint8 images and int32 labels, to train on and to test on."""
+"""A data set of image classification: uint8 images and int32 labels, for training and testing."""
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
-
-class Split(NamedTuple):
-    """Examples in a fixed order."""
-
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    labels: np.ndarray  # int32 [n]
+from bsjax.data.sources import Source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split. A source of data is a function that returns one."""
+    """Images with classes, for training and testing.
+
+    Args:
+      name: name of the data set.
+      train: the training examples, each {"image": uint8 [height, width, channels], "label": int32 []}.
+      test: the test examples.
+      class_names: the name of the class of each label, from 0.
+    """
 
     name: str
-    train: Split
-    test: Split
+    train: Source
+    test: Source
     class_names: tuple[str, ...]
 
     @property
@@ -29,23 +30,22 @@ class Dataset:
 
     @property
     def mean(self) -> np.ndarray:
-        """float32 [channels]: of the training images' pixels."""
+        """float32 [channels]: mean of the training images' pixels."""
         return self._mean_and_std[0]
 
     @property
     def std(self) -> np.ndarray:
-        """float32 [channels]: of the training images' pixels."""
+        """float32 [channels]: standard deviation of the training images' pixels."""
         return self._mean_and_std[1]
 
     @functools.cached_property
     def _mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """From the number of pixels of each value, which is exact, and no copy of the images in float64."""
-        images, values = self.train.images, np.arange(256.0)
-        count = np.zeros((images.shape[-1], 256), np.int64)
-        for start in range(0, len(images), 256):
-            pixels = images[start : start + 256].reshape(-1, images.shape[-1])
-            for channel in range(images.shape[-1]):
-                count[channel] += np.bincount(pixels[:, channel], minlength=256)
+        """Computed from the number of pixels of each value: exact, without a float64 copy of the images."""
+        count, values = np.zeros((1, 256), np.int64), np.arange(256.0)
+        for start in range(0, len(self.train), 256):
+            images = self.train.gather(np.arange(start, min(start + 256, len(self.train))))["image"]
+            channels = images.reshape(-1, images.shape[-1]).T
+            count = count + np.array([np.bincount(pixels, minlength=256) for pixels in channels])
         share = count / count.sum(axis=1, keepdims=True)
         mean = share @ values
         std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))

@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 
 from bsjax.data import cache
-from bsjax.data.dataset import Dataset, Split
+from bsjax.data.dataset import Dataset
+from bsjax.data.sources import ArraySource
 from bsjax.errors import InvalidArgument
 
-# Names that somebody may mean. Any other of TensorFlow Datasets can be prepared too.
+# For the nearest name in errors. Any other data set of TensorFlow Datasets can be prepared too.
 WELL_KNOWN = (
     *("cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "emnist", "svhn_cropped", "stl10"),
     *("imagenet_resized/32x32", "imagenet_resized/64x64"),
@@ -24,14 +25,16 @@ def load_dataset(name: str, data_dir: cache.DataDir = None) -> Dataset:
       data_dir: the folder of prepared data sets; default, `$BSJAX_DATA_DIR`, else `~/.cache/bsjax`.
 
     Raises:
-      InvalidArgument: it has not been prepared, with the command that does; or it is damaged, with the file.
+      InvalidArgument: it has not been prepared, or is damaged; the message has the command that prepares it.
 
     >>> digits = load_dataset("digits")
-    >>> digits.train.images.shape, len(digits.test.labels), digits.num_classes
-    ((1437, 8, 8, 1), 360, 10)
+    >>> len(digits.train), len(digits.test), digits.num_classes
+    (1437, 360, 10)
+    >>> {name: array.shape for name, array in digits.train.gather(np.arange(5)).items()}
+    {'image': (5, 8, 8, 1), 'label': (5,)}
     """
-    if name in _SOURCES:
-        return _SOURCES[name]()
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
     if cache.exists(name, data_dir):
         return cache.read(name, data_dir)
     here = list(dict.fromkeys([*DATASETS, *cache.prepared_names(data_dir)]))
@@ -43,14 +46,15 @@ def load_dataset(name: str, data_dir: cache.DataDir = None) -> Dataset:
 def _digits() -> Dataset:
     """Handwritten digits of 8×8 pixels with values up to 16, in a fixed split of 1,437 and 360.
 
-    Those of `sklearn.datasets.load_digits`, kept here so that they load at once: the test set of E. Alpaydin and
-    C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998 (CC BY 4.0).
+    They are those of `sklearn.datasets.load_digits`, a copy of the test set of E. Alpaydin and C. Kaynak, *Optical
+    Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998 (CC BY 4.0).
     """
     with np.load(pathlib.Path(__file__).with_name("digits.npz")) as file:
         order = np.random.RandomState(0).permutation(len(file["labels"]))  # a stream that never changes
         images = file["images"][order, :, :, None]
         labels = file["labels"][order].astype(np.int32)
-    train, test = (Split(images[part], labels[part]) for part in (slice(1437), slice(1437, None)))
+    parts = (slice(1437), slice(1437, None))
+    train, test = (ArraySource({"image": images[part], "label": labels[part]}) for part in parts)
     return Dataset("digits", train, test, tuple("0123456789"))
 
 
@@ -59,13 +63,13 @@ def _synthetic() -> Dataset:
     random = np.random.RandomState(0)
     prototypes = random.uniform(64, 192, (10, 8, 8, 3)).repeat(4, axis=1).repeat(4, axis=2)
 
-    def split(size: int) -> Split:
+    def split(size: int) -> ArraySource:
         labels = random.randint(10, size=size).astype(np.int32)
         noise = 64 * random.standard_normal((size, 32, 32, 3))
-        return Split((prototypes[labels] + noise).clip(0, 255).astype(np.uint8), labels)
+        return ArraySource({"image": (prototypes[labels] + noise).clip(0, 255).astype(np.uint8), "label": labels})
 
     return Dataset("synthetic", split(2048), split(512), tuple("0123456789"))
 
 
-_SOURCES = {"digits": _digits, "synthetic": _synthetic}
-DATASETS = tuple(_SOURCES)
+_BUILT_IN = {"digits": _digits, "synthetic": _synthetic}
+DATASETS = tuple(_BUILT_IN)

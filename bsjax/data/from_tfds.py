@@ -1,59 +1,62 @@
 """Reads data sets with TensorFlow Datasets, the extra `tfds`. Nothing that trains imports it."""
 
+import contextlib
 import difflib
-import importlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from bsjax.data.formats import Contents
-from bsjax.data.prepare import Prepared, make_dataset
+from bsjax.data.prepare import Prepared, make_dataset, one_line
 from bsjax.errors import InvalidArgument
 
 
 def download(name: str) -> Prepared:
-    """A data set by its name there, such as "svhn_cropped": downloaded and prepared unless it has been before.
+    """A data set of TensorFlow Datasets by its name, such as "svhn_cropped"; downloads it unless it is there.
 
     Raises:
       InvalidArgument: no such data set, no network, TensorFlow Datasets is not installed, or not images of one size.
     """
-    tfds = _tfds(name)
-    try:
-        builder = tfds.builder(name)
-        _image_and_label(name, builder)  # before gigabytes are downloaded
+    with _errors(name, "dataset", name, "one that TensorFlow Datasets can prepare, or comes with --source"):
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(name)
+        except tfds.core.DatasetNotFoundError:
+            near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
+            raise InvalidArgument("dataset", name, "in TensorFlow Datasets", ", ".join(near) or None) from None
+        _image_and_label(name, builder)  # before it downloads gigabytes
         builder.download_and_prepare()
         return _read(name, builder)
-    except InvalidArgument:
-        raise
-    except ImportError as error:
-        raise _not_installed(name, error) from None
-    except tfds.core.DatasetNotFoundError:
-        near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=3)
-        raise InvalidArgument("dataset", name, "in TensorFlow Datasets", *filter(None, [", ".join(near)])) from None
-    except Exception as error:  # of any library that downloads or unpacks
-        what = f"one that TensorFlow Datasets can prepare; with its files on disk, give --source ({_line(error)})"
-        raise InvalidArgument("dataset", name, what) from None
 
 
 def read_folder(name: str, path: pathlib.Path) -> Prepared:
-    """A data set that TensorFlow Datasets has prepared, from the folder of it, or from the one above.
+    """A data set that TensorFlow Datasets has prepared, from its folder or the one above.
 
     Raises:
       InvalidArgument: as in `download`, or the folder is damaged.
     """
-    tfds = _tfds(name)
-    try:
+    with _errors(name, "source", str(path), "an intact folder of TensorFlow Datasets"):
+        import tensorflow_datasets as tfds
+
         return _read(name, tfds.builder_from_directory(find_folder(path)))
+
+
+@contextlib.contextmanager
+def _errors(name: str, argument: str, value: str, allowed: str) -> Iterator[None]:
+    """Turns any error of any library that downloads, unpacks or reads into an InvalidArgument."""
+    try:
+        yield
     except InvalidArgument:
         raise
     except ImportError as error:
-        raise _not_installed(name, error) from None
-    except Exception as error:  # of any library that reads its files
-        raise InvalidArgument(
-            "source", str(path), f"an intact folder of TensorFlow Datasets ({_line(error)})"
-        ) from None
+        what = "read with TensorFlow Datasets: scripts/setup_venv.sh tfds installs it; or give its files as --source"
+        raise InvalidArgument("dataset", name, f"{what} ({one_line(error)})") from None
+    except Exception as error:
+        raise InvalidArgument(argument, value, f"{allowed} ({one_line(error)})") from None
 
 
 def find_folder(path: pathlib.Path) -> pathlib.Path | None:
@@ -63,14 +66,17 @@ def find_folder(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read(name: str, builder: Any) -> Prepared:
-    tfds, info = _tfds(name), builder.info
+    import tensorflow_datasets as tfds
+
+    info = builder.info
     image_key, label_key = _image_and_label(name, builder)
     test = next((split for split in ("test", "validation") if split in info.splits), None)
     if "train" not in info.splits or test is None:
-        raise InvalidArgument("dataset", name, f"in splits train and test or validation; it has {list(info.splits)}")
+        what = f"a data set with the split train, and test or validation; it has {list(info.splits)}"
+        raise InvalidArgument("dataset", name, what)
     splits: list[tuple[np.ndarray, np.ndarray]] = []
     for split in ("train", test):
-        if info.file_format.value == "array_record":  # is read without TensorFlow
+        if info.file_format.value == "array_record":  # needs no TensorFlow
             examples = builder.as_data_source(split)
         else:
             examples = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
@@ -85,29 +91,15 @@ def _read(name: str, builder: Any) -> Prepared:
 
 
 def _image_and_label(name: str, builder: Any) -> tuple[str, str]:
-    """The keys of its image and its label, which are checked to be uint8 of one size and a class."""
-    features, of = builder.info.features, _tfds(name).features
+    """The names of the features that are the image, uint8 of one size, and its class."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
     image, label = (builder.info.supervised_keys or ("image", "label"))[:2]
     if all(isinstance(key, str) and key in features for key in (image, label)):
-        is_image = isinstance(features[image], of.Image) and features[image].np_dtype == np.uint8
-        if is_image and None not in features[image].shape and isinstance(features[label], of.ClassLabel):
+        is_image = isinstance(features[image], tfds.features.Image) and features[image].np_dtype == np.uint8
+        has_class = isinstance(features[label], tfds.features.ClassLabel)
+        if is_image and has_class and None not in features[image].shape:
             return image, label
     found = " ".join(repr(features).split())
-    raise InvalidArgument("dataset", name, f"of uint8 images of one size, each with a class; it is {found}")
-
-
-def _tfds(name: str) -> Any:
-    try:
-        return importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise _not_installed(name, error) from None
-
-
-def _not_installed(name: str, error: ImportError) -> InvalidArgument:
-    what = 'read with TensorFlow Datasets, so install it: pip install "bsjax[tfds]", or give its files with --source'
-    return InvalidArgument("dataset", name, f"{what} ({_line(error)})")
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    raise InvalidArgument("dataset", name, f"a data set of uint8 images of one size, each with a class; it has {found}")

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ExampleStream:
-    """The permutation of epoch 0, then that of epoch 1, and so on without end.
+    """The permutation of epoch 0, then the permutation of epoch 1, and so on without end.
 
     Position p is in epoch p // dataset_size. Whatever the batch sizes, consecutive batches take
     consecutive positions, so every plan of a recipe sees the same examples in the same order.

@@ -20,14 +20,14 @@ one more scalar to all-reduce. Without 1/N the examples are independent draws an
 they are drawn from the N examples of the data set *without* replacement, as in an epoch, G is theirs, and Σ has the
 divisor N - 1. The two |G|² differ by tr(Σ)/N, which matters once B_simple nears N.
 
-A ratio of unbiased numbers is biased, and one update's are noisy (|G|² may come out negative), so the two are smoothed
-apart and divided after. The loop of somebody who sums microbatches:
+A ratio of unbiased numbers is biased, and one update's are noisy (|G|² may come out negative), so the two are averaged
+separately and then divided. A loop that sums microbatches:
 
 >>> import jax, jax.numpy as jnp
 >>> @jax.jit
 ... def grads_and_noise(params, microbatches):  # [k, n_i, 2]
 ...     def accumulate(sums, examples):
-...         grads = jax.grad(lambda params: ((params - examples) ** 2).sum() / 2)(params)
+...         grads = jax.grad(lambda params: ((params[None] - examples) ** 2).sum() / 2)(params)
 ...         return jax.tree.map(jnp.add, sums, (grads, shard_term(grads, len(examples)))), None
 ...
 ...     (grads, weighted_sq), _ = jax.lax.scan(accumulate, (jnp.zeros(2), 0.0), microbatches)
@@ -35,7 +35,7 @@ apart and divided after. The loop of somebody who sums microbatches:
 ...     return grads / n, estimate(weighted_sq, squared_norm(grads / n), n, num_shards)
 >>> averages = zero_averages()
 >>> for key in jax.random.split(jax.random.key(0), 100):  # |G|² = 25, Σ = 50 I: B = 4
-...     examples = jnp.array([3.0, 4.0]) + 50**0.5 * jax.random.normal(key, (4, 8, 2))
+...     examples = jnp.array([[[3.0, 4.0]]]) + 50**0.5 * jax.random.normal(key, (4, 8, 2))
 ...     _, noise = grads_and_noise(jnp.zeros(2), examples)
 ...     averages = update_averages(averages, jax.device_get(noise), half_life_examples=100_000)
 >>> low, high = confidence_interval(averages)

@@ -1,4 +1,4 @@
-"""|G|² and tr(Σ) averaged over updates, apart; their ratio with a confidence interval, or why there is none."""
+"""Averages of |G|² and tr(Σ) over updates; their ratio with a confidence interval, or why there is none."""
 
 import math
 from typing import Any, NamedTuple
@@ -39,18 +39,18 @@ def zero_averages() -> Averages:
 
 
 def update_averages(averages: Averages, noise: Estimate, half_life_examples: float) -> Averages:
-    """Takes up an update's estimates.
+    """Adds an update's estimates.
 
     An update of n examples weighs :math:`n 2^{-age / half-life}`, age and half-life counted in examples: the averages
     cover the same stretch of training at every batch size. While the batch grows, n is close to the precision
     of both estimates: with shards of one size the variance of tr(Σ) falls like 1/(k - 1), that of |G|² between 1/n
     (signal dominates) and 1/n² (noise dominates). The two share their weights, or the ratio would mix different times.
-    Dividing by the sum of weights leaves no bias from the start. Estimates that are not finite weigh nothing, and
-    the others age all the same.
+    Dividing by the sum of weights leaves no bias from the start. Estimates that are not finite have no weight; the
+    others still age.
 
     Args:
       averages: so far; floats on the host, or JAX arrays.
-      noise: the update's; on the host taken to float64.
+      noise: the update's; the host converts it to float64.
       half_life_examples: the number of examples after which an update's weight has halved.
 
     Returns:
@@ -108,14 +108,14 @@ def gradient_noise_scale(noise: Estimate | Averages) -> Any:
 
 
 def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[Any, Any]:
-    r"""Fieller's interval for B_simple: all B that the averages T, Q of tr(Σ), |G|² do not contradict.
+    r"""Fieller's interval for B_simple: all B that agree with the averages T of tr(Σ) and Q of |G|².
 
     .. math:: (T - B Q)^2 \le t^2 \left(V_{TT} - 2 B V_{TQ} + B^2 V_{QQ}\right)
 
     V is the covariance of T and Q, from the spread of the updates (with weights w²/(Σw)², whatever
-    the noise of each), and t Student's quantile for (Σw)²/Σw² - 1 degrees of freedom. It is chosen over the delta
-    method on log B because Q is often barely distinguishable from zero, or negative: then no method whose intervals
-    are all bounded has any confidence (Gleser and Hwang, 1987). Fieller's are unbounded there.
+    the noise of each), and t Student's quantile for (Σw)²/Σw² - 1 degrees of freedom. The delta method on log B would
+    not do: Q is often barely distinguishable from zero, or negative, and then no method with bounded intervals has any
+    confidence (Gleser and Hwang, 1987). Fieller's intervals are unbounded there.
 
     It is an interval for the ratio of what T and Q average. Where they drift, the drift counts as spread and
     the interval is longer than it need be.
@@ -141,7 +141,7 @@ def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[A
     off_q, off_t = center_q - q, center_t - t
     offsets = (off_q**2, off_t**2, off_q * off_t)
     quantile = special.stdtrit(effective_updates - 1, (1 + confidence) / 2)
-    # The last factor makes up for the mean being that of the same updates; with equal weights, (1 / k) s².
+    # The last factor corrects for a mean of the same updates; with equal weights, (1 / k) s².
     scale = quantile**2 / np.where(known, weight, 1.0) ** 2 / (1 - 1 / effective_updates)
     v_qq, v_tt, v_tq = (scale * (s + weight_sq * o) for s, o in zip(scatters, offsets, strict=True))
     # The roots of a B² - 2 b B + c, written without cancellation; what is negative is cut off.
@@ -151,7 +151,7 @@ def confidence_interval(averages: Averages, confidence: float = 0.95) -> tuple[A
     low = np.where(c > 0, np.where(root > 0, c / divisor, np.inf), 0.0)
     bounded = (a > 0) & (root > 0)
     high = np.where(bounded, root / np.where(bounded, a, 1.0), np.inf)
-    low = np.minimum(low, high)  # of rounding, where there is no spread
+    low = np.minimum(low, high)  # rounding may swap them where there is no spread
     return np.where(known, low, np.nan)[()], np.where(known, high, np.nan)[()]
 
 

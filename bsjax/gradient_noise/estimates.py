@@ -1,4 +1,4 @@
-"""What one update says of |G|² and tr(Σ), without bias."""
+"""Unbiased estimates of |G|² and tr(Σ) from one update."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """What one update says; unbiased, noisy, NaN where the update has fewer than two shards."""
+    """An update's estimates: unbiased, noisy, and NaN where it has fewer than two shards."""
 
     grad_sq: Any  # |G|²; may be negative
     trace: Any  # tr(Σ), of one example
@@ -37,7 +37,7 @@ def squared_norm(tree: Any, group: Callable[[str], str] | None = None) -> Any:
     squares: dict[str, Any] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         name = "" if group is None else group(jax.tree_util.keystr(path, simple=True, separator="/"))
-        x = jnp.abs(x).astype(jnp.promote_types(jnp.abs(x).dtype, jnp.float32))
+        x = jnp.abs(x).astype(np.promote_types(jnp.abs(x).dtype, np.float32))
         squares[name] = squares.get(name, 0.0) + jnp.square(x).sum()
     return squares.get("", jnp.zeros(())) if group is None else squares
 
@@ -96,7 +96,7 @@ _NUMBERS = {int, float}
 
 
 class _Numbers:
-    """What is needed of numpy, for Python's numbers: an update's worth of it in microseconds."""
+    """The functions of numpy that are used here, for Python's numbers: an update takes microseconds."""
 
     nan, inf = math.nan, math.inf
     isfinite = staticmethod(math.isfinite)
@@ -108,9 +108,9 @@ class _Numbers:
 
 
 def as_arrays(*values: Any) -> tuple[Any, list]:
-    """numpy and float64 arrays; where there is a JAX array, jax.numpy and arrays of its precision.
+    """The functions for these values, and the values: jax.numpy, or for Python's numbers `_Numbers`, or else numpy.
 
-    Where all are Python's numbers, these, and the functions that numpy has for them.
+    JAX arrays keep their precision; numpy's become float64.
     """
     if _NUMBERS.issuperset(map(type, values)):
         return _Numbers, list(values)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bsjax.errors import InvalidArgument
@@ -35,10 +36,10 @@ def measure_gradient_noise(
     """Averages the gradients of shards, in place of the loop's own `pmean` or mean, and measures their noise.
 
     Put it first in an `optax.chain`. It takes each shard's *mean* gradient, along a mapped axis (pmap, shard_map,
-    vmap), along a leading axis of the gradients, or both, and hands on the mean over all examples.
+    vmap), along a leading axis of the gradients, or both, and returns the mean over all examples.
 
-    What comes in must not be averaged yet: of equal gradients the noise is zero. For parameter groups apart, use
-    one for each label of `optax.partition`.
+    The gradients must not be averaged yet: equal gradients have no noise. To measure parameter groups separately, use
+    one transformation for each label of `optax.partition`.
 
     Under `jax.shard_map`, `jax.grad` sums over the devices by itself, after which nothing can be measured:
     take the gradient at `jax.lax.pcast(params, axis_name, to="varying")`.
@@ -127,23 +128,17 @@ def measure_gradient_noise(
 
 def _sums(mean_grads: Any, n: Any) -> _Sums:
     # A shard of no examples has a mean of 0/0.
-    grads = jax.tree.map(lambda g: jnp.where(n > 0, n * g, 0), mean_grads)
+    grads = jax.tree.map(lambda g: jnp.where(n > 0, n * g.astype(np.promote_types(g.dtype, n.dtype)), 0), mean_grads)
     return _Sums(grads, shard_term(grads, n), n, (n > 0).astype(n.dtype))
 
 
 def _check_not_summed(grads: Any, axis_name: str | tuple[str, ...]) -> None:
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     for name in names:
-        # Only a shard_map that checks its types knows what varies; its axis index does.
-        checked = name in _varying_axes(jax.lax.axis_index(name))
-        if checked and any(name not in _varying_axes(g) for g in jax.tree.leaves(grads)):
+        # Only a shard_map that checks types knows what varies; there its axis index does.
+        checked = name in jax.typeof(jax.lax.axis_index(name)).manual_axis_type.varying
+        if checked and any(name not in jax.typeof(g).manual_axis_type.varying for g in jax.tree.leaves(grads)):
             raise ValueError(
                 f"the gradients are summed over {name!r} already, as shard_map does where the parameters are the same "
                 f"on all devices: take them at jax.lax.pcast(params, {name!r}, to='varying')"
             )
-
-
-def _varying_axes(x: Any) -> frozenset:
-    aval = jax.typeof(x)
-    types = getattr(aval, "manual_axis_type", None)  # named so since JAX 0.10
-    return types.varying if types is not None else getattr(aval, "vma", frozenset())

@@ -1,6 +1,7 @@
-"""Models (flax linen): `model(images, train, keys)` maps [n, height, width, channels] to float32 logits [n, classes].
+"""Models in flax linen.
 
-`keys` [n], one per example, are for dropout in training; models without it take them too.
+A classifier, `model(images, train, keys)`, maps images [n, height, width, channels] to logits [n, classes], float32 at
+least; `keys` [n], one per example, are for dropout in training. An autoencoder maps images to outputs of their shape.
 """
 
 from typing import Any
@@ -9,19 +10,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bsjax.errors import InvalidArgument, check_choice
+from bsjax.models.autoencoder import ConvAutoencoder
 from bsjax.models.cnn import CNN
 from bsjax.models.dropout import Dropout
+from bsjax.models.ghost_batch_norm import GhostBatchNorm
 from bsjax.models.mlp import MLP
-from bsjax.models.resnet import ResNet18
-from bsjax.models.wide_resnet import WideResNet
+from bsjax.models.resnet import ResNet18, WideResNet
 
-_MODELS = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18, "wide_resnet": WideResNet}
-MODELS = tuple(_MODELS)
+__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm", "ResNet18"]
+__all__ += ["WideResNet", "create_model", "ghost_batch_size_of"]
+
+_CLASSIFIERS: dict[str, Any] = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18, "wide_resnet": WideResNet}
+_AUTOENCODERS: dict[str, Any] = {"conv_autoencoder": ConvAutoencoder}
+_MODELS = _CLASSIFIERS | _AUTOENCODERS
+CLASSIFIERS, AUTOENCODERS, MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_MODELS)
 
 
 def create_model(
     name: str,
-    num_classes: int,
+    num_classes: int | None = None,
     ghost_batch_size: int = 32,
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
@@ -31,16 +38,18 @@ def create_model(
 
     Args:
       name: one of `MODELS`.
-      num_classes: the number of logits.
+      num_classes: the number of logits; an autoencoder has none.
       ghost_batch_size: examples that share batch-norm statistics; models without batch norm ignore it.
-      dropout: probability that a unit is zeroed in training.
-      dtype: of the computation; parameters, statistics and logits are float32.
-      **sizes: `depth` and `width`; left out, the model's own.
+      dropout: probability that a unit is zeroed in training; 0 for an autoencoder.
+      dtype: of the computation; parameters, statistics and outputs are float32.
+      **sizes: `depth` and `width`; default, the model's own.
 
     Raises:
-      InvalidArgument: no such model, or a size that it does not come in.
+      InvalidArgument: no such model, or a size that the model does not have.
 
     >>> create_model("wide_resnet", num_classes=10, depth=16, width=4).depth
+    16
+    >>> create_model("conv_autoencoder", width=8).latent
     16
     """
     model = _MODELS[check_choice("model", name, MODELS)]
@@ -51,13 +60,16 @@ def create_model(
             raise InvalidArgument(size, value, f"left out for {name}, which has one {size} only")
         if value < 1:
             raise InvalidArgument(size, value, "a whole number >= 1", 1)
-    Dropout(dropout)  # says what is wrong with it before anything runs
+    if name in _AUTOENCODERS:
+        if dropout:
+            raise InvalidArgument("dropout", dropout, f"0 for {name}, which has none", 0)
+        return model(dtype=dtype, **sizes)
+    if num_classes is None:
+        raise InvalidArgument("num_classes", None, f"a whole number for {name}", 10)
+    Dropout(dropout)  # refuses a wrong rate before anything runs
     return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **sizes)
 
 
 def ghost_batch_size_of(model: nn.Module) -> int:
-    """The unit that a batch must be a multiple of: the model's ghost, or 1 without batch norm."""
+    """The unit that each batch size must be a multiple of: the model's ghost batch size, or 1 without batch norm."""
     return getattr(model, "ghost_batch_size", 1)
-
-
-__all__ = ["CNN", "MLP", "MODELS", "ResNet18", "WideResNet", "create_model", "ghost_batch_size_of"]

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from bsjax.models.dropout import Dropout
-from bsjax.normalization import GhostBatchNorm
+from bsjax.models.ghost_batch_norm import GhostBatchNorm
 
 
 class CNN(nn.Module):
@@ -32,4 +33,4 @@ class CNN(nn.Module):
             x = nn.relu(GhostBatchNorm(self.ghost_batch_size, dtype=self.dtype)(x, train))
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train, keys)
-        return nn.Dense(self.num_classes, dtype=jnp.promote_types(self.dtype, jnp.float32))(x)
+        return nn.Dense(self.num_classes, dtype=np.promote_types(self.dtype, np.float32))(x)

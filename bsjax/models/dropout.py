@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to the examples, so that they are the same in every layout and after a resume."""
+"""Dropout with a mask per example, so that masks are the same in every layout and after a resume."""
 
 import zlib
 
@@ -30,7 +30,7 @@ class Dropout(nn.Module):
 
         Args:
           x: [n, ...].
-          train: without, x is returned.
+          train: if false, x is returned.
           keys: [n], one per example.
         """
         if not train or self.rate == 0:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from bsjax.models.dropout import Dropout
@@ -24,4 +25,4 @@ class MLP(nn.Module):
         for _ in range(self.depth):
             x = nn.relu(nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x))
             x = Dropout(self.dropout)(x, train, keys)
-        return nn.Dense(self.num_classes, dtype=jnp.promote_types(self.dtype, jnp.float32))(x)
+        return nn.Dense(self.num_classes, dtype=np.promote_types(self.dtype, np.float32))(x)

@@ -1,40 +1,29 @@
 """The study of critical batch sizes: its search, its branches, and the script from flags to files."""
 
-import csv
-import dataclasses
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from bsjax import InvalidArgument
-from bsjax.critical_batch import steps_to_target, twenty_percent_batch_size
-from experiments import branched_training, critical_batch_study, runs, target_loss
-from experiments.target_loss import Setup, Trial
+from bsjax import InvalidArgument, Update
+from bsjax.analysis.critical_batch import steps_to_target, twenty_percent_batch_size
+from bsjax.data import load_dataset
+from experiments.critical_batch_size import branched_training, study, target_loss
+from experiments.critical_batch_size.target_loss import Setup, Trial
+from experiments.harness import build
+from experiments.harness.control import Control
+from experiments.harness.pool import StoppedEarly
 
-_CONFIG = dataclasses.replace(critical_batch_study.PRESETS["digits"].config, model_width=8, num_epochs=4)
+_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
+_CONFIG = study.PRESETS["digits"].config.replace(model_width=8, num_epochs=4)
 
 
 @pytest.fixture
 def setup():
-    return Setup(_CONFIG, (8, 32), num_eval_examples=40, control=runs.Control(devices="1"))
-
-
-def call(*arguments):
-    command = [sys.executable, "-m", "experiments.critical_batch_size", *arguments]
-    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-
-
-def read_csv(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return Setup(_CONFIG, (8, 32), num_eval_examples=40, control=Control(devices="1"))
 
 
 @pytest.mark.parametrize("start", [0.001, 0.1, 1.6, 6.4])
@@ -45,9 +34,9 @@ def test_the_search_ends_with_the_fewest_steps_inside_its_grid(setup, tmp_path, 
     def side_by_side(work, tasks):
         trials = []
         for _, config, _, max_steps, _ in tasks:
-            tried.append(config.learning_rate)
-            steps = 100 * math.exp(math.log2(config.learning_rate / 0.11) ** 2 / 20) + config.seed
-            reached = config.learning_rate < 2 and steps <= max_steps
+            tried.append(config.optimizer.learning_rate)
+            steps = 100 * math.exp(math.log2(tried[-1] / 0.11) ** 2 / 20) + config.run.seed
+            reached = tried[-1] < 2 and steps <= max_steps
             trials.append(Trial(config, [steps], [0.5 if reached else 0.9], diverged=False))
         return trials
 
@@ -65,7 +54,7 @@ def test_the_search_ends_with_the_fewest_steps_inside_its_grid(setup, tmp_path, 
 
 
 def test_a_training_ends_at_the_target_and_is_not_run_again(setup, tmp_path):
-    config = dataclasses.replace(_CONFIG, batch_size=8, learning_rate=0.05, seed=1)
+    config = _CONFIG.replace(batch_size=8, learning_rate=0.05, seed=1)
     trial = target_loss.train(setup, config, 1.5, 500, tmp_path)
     assert trial.steps_to(1.5) is not None and trial.steps[-1] < 500
     assert steps_to_target(trial.steps[:-1], trial.losses[:-1], 1.5) is None  # the last evaluation told
@@ -79,27 +68,27 @@ def test_a_training_ends_at_the_target_and_is_not_run_again(setup, tmp_path):
     harder = target_loss.train(setup, config, 1.2, 500, tmp_path)
     assert harder.losses[: len(trial.losses)] == trial.losses and len(harder.losses) > len(trial.losses)
 
-    other = dataclasses.replace(config, weight_decay=0.1)
-    other_setup = setup._replace(config=dataclasses.replace(setup.config, weight_decay=0.1))
-    with pytest.raises(InvalidArgument, match=r"it has weight_decay 0.0 there, 0.1 here"):
+    other = config.replace(weight_decay=0.1)
+    other_setup = setup._replace(config=setup.config.replace(weight_decay=0.1))
+    with pytest.raises(InvalidArgument, match=r"it has optimizer.weight_decay 0.0 there, 0.1 here"):
         target_loss.train(other_setup, other, 1.5, 500, tmp_path)
-    late = setup._replace(control=setup.control._replace(stop_at=0.0))
-    with pytest.raises(runs.StoppedEarly):
-        target_loss.train(late, dataclasses.replace(config, seed=2), 1.5, 500, tmp_path)
-    wild = target_loss.train(setup, dataclasses.replace(config, learning_rate=1e30), 1.5, 500, tmp_path)
+    late = setup._replace(control=Control(devices="1", stop_at=0.0))
+    with pytest.raises(StoppedEarly):
+        target_loss.train(late, config.replace(seed=2), 1.5, 500, tmp_path)
+    wild = target_loss.train(setup, config.replace(learning_rate=1e30), 1.5, 500, tmp_path)
     assert wild.diverged and wild.steps_to(1.5) is None and len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_first_branch_is_the_run_itself(setup, tmp_path):
-    config = dataclasses.replace(_CONFIG, batch_size=8, learning_rate=0.05, seed=1)
+    config = _CONFIG.replace(batch_size=8, learning_rate=0.05, seed=1)
     near, far = branched_training.measure(setup, config, [80, 160], [1, 2], tmp_path)
     assert (near.examples_seen, far.examples_seen) == (80, 160)
 
-    engine, _, momentum = target_loss.create_engine(setup, 1)
+    engine, momentum = target_loss.create_engine(setup, 1)
     state, logs = engine.init(), []
     updates = branched_training.BRANCH_UPDATES  # each of batch size 16 for the second branch
     for step in range((160 + 16 * updates) // 8):
-        state, _ = engine.update(state, 8 * step, 8, 0.05, momentum)
+        state, _ = engine.update(state, Update(step, 8 * step, 8, 0.05, momentum))
         if 8 * (step + 1) in range(160 + 16 * (updates // 2 + 1), 160 + 16 * updates + 1, 16):
             logs.append(math.log(engine.evaluate(state)["test_loss"]))
     assert far.losses[0] == pytest.approx(math.exp(np.mean(logs)), rel=1e-5)
@@ -108,30 +97,30 @@ def test_the_first_branch_is_the_run_itself(setup, tmp_path):
 
 def test_the_noise_scale_is_that_of_the_examples_gradients(setup):
     """Of all examples, drawn with replacement or not, chunks being shards of 8 of them."""
-    engine, size, _ = target_loss.create_engine(setup, 0)
+    engine, _ = target_loss.create_engine(setup, 0)
     state = engine.init()
     params = jax.tree.map(lambda x: np.asarray(x)[0].copy(), state.params)
-    noise = branched_training.gradient_noise(engine, state, 0, 8, size)
+    noise = branched_training.gradient_noise(engine, state, 0, 8)
     assert noise.num_examples == 8 * 32 * 8
 
-    dataset = target_loss.load_dataset("digits", None)
-    model = _CONFIG.create_model(10)
-    images = (dataset.train.images.astype(np.float32) - dataset.mean) / dataset.std
+    dataset, model = load_dataset("digits"), build.model(_CONFIG, 10)
+    size, examples = len(dataset.train), dataset.train.examples
+    images = (examples["image"].astype(np.float32) - dataset.mean) / dataset.std
 
     def loss(params, image, label):
         return -jax.nn.log_softmax(model.apply({"params": params}, image[None], train=False)[0])[label]
 
-    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(params, images, dataset.train.labels)
+    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(params, images, examples["label"])
     flat = np.concatenate([np.reshape(x, (size, -1)) for x in jax.tree.leaves(grads)], axis=1).astype(np.float64)
     trace = flat.var(axis=0, ddof=1).sum()
     assert noise.trace == pytest.approx(trace, rel=0.1)
     assert noise.grad_sq == pytest.approx((flat.mean(axis=0) ** 2).sum(), rel=0.2)
 
 
-def test_the_script_end_to_end(tmp_path):
+def test_the_script_end_to_end(call, read_csv, tmp_path):
     flags = ["--seeds=2", "--batch_sizes=4,32,256", "--target_loss=1", "--model_width=16", "--num_eval_examples=100"]
     flags += ["--branch_batch_size=4", "--branch_factors=1,4,16", "--branch_points=0.5,1", "--jobs=1"]
-    result = call(*flags, f"--workdir={tmp_path}")
+    result = call("critical_batch_size", *flags, f"--workdir={tmp_path}", **_FAST)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "critical_batch_size.png").stat().st_size > 10_000
     assert "</svg>" in (tmp_path / "critical_batch_size.svg").read_text()
@@ -143,7 +132,7 @@ def test_the_script_end_to_end(tmp_path):
         found = [
             steps_to_target(trial["steps"], trial["losses"], 1.0)
             for trial in map(json.loads, (path.read_text() for path in (tmp_path / "runs").iterdir()))
-            if (str(trial["recipe"]["batch_size"]), f"{trial['recipe']['learning_rate']:g}")
+            if (str(trial["recipe"]["recipe"]["batch_size"]), f"{trial['recipe']['optimizer']['learning_rate']:g}")
             == (row["batch_size"], row["learning_rate"])
         ]
         assert len(found) == 2
@@ -162,36 +151,14 @@ def test_the_script_end_to_end(tmp_path):
 
     # Nothing is trained again, also with more processes.
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
-    again = call(*flags[:-1], "--jobs=2", f"--workdir={tmp_path}")
+    again = call("critical_batch_size", *flags[:-1], "--jobs=2", f"--workdir={tmp_path}", **_FAST)
     assert again.stdout == result.stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")} == before
 
 
-def test_a_target_that_is_not_reached_is_said(tmp_path):
+def test_a_target_that_is_not_reached_is_said(call, tmp_path):
     flags = ["--batch_sizes=32,64,128", "--branch_batch_size=32", "--model_width=8", "--num_epochs=0.1", "--jobs=1"]
-    result = call(*flags, "--seeds=1", "--target_loss=0.01", f"--workdir={tmp_path}")
+    result = call("critical_batch_size", *flags, "--seeds=1", "--target_loss=0.01", f"--workdir={tmp_path}", **_FAST)
     assert result.returncode == 1
     assert result.stdout.count("not reached") == 3
     assert re.search("^error: 0 batch sizes reached test loss 0.01 with all seeds, not three: try", result.stderr)
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--preset=digit", "--preset is 'digit'; it must be one of digits, fashion_mnist; nearest: digits"),
-        ("--batch_sizes=8,x", "--batch_sizes is '8,x'; it must be positive numbers in increasing order; nearest: 1,4"),
-        ("--batch_sizes=2,4", "--batch_sizes is .2, 4.; it must be at least three; nearest: 1,8,64"),
-        ("--branch_batch_size=3", "--branch_batch_size is 3; it must be one of --batch_sizes; nearest: 2"),
-        ("--branch_factors=2,4", "--branch_factors is .2, 4.; it must be divisors of the last, from 1"),
-        ("--learning_rate_factor=1", "--learning_rate_factor is 1.0; it must be greater than 1"),
-        ("--target_loss=0", "--target_loss is 0.0; it must be positive"),
-        ("--seeds=0", "--seeds is 0; it must be a whole number >= 1; nearest: 1"),
-        ("--model=cnn", "--batch_sizes is 1; it must be a multiple of ghost_batch_size 8; nearest: 8"),
-    ],
-)
-def test_a_wrong_flag_gives_a_line(tmp_path, flag, message):
-    result = call(flag, f"--workdir={tmp_path / 'run'}")
-    assert result.returncode == 2
-    assert re.match(f"error: {message}", result.stderr), result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())

@@ -1,0 +1,183 @@
+"""Everything that knows how many devices and processes there are: pmapped programs, state with a device axis.
+
+`jax.pmap` maps the pure functions of `bsjax.engine.step` over the devices, with the axis named "batch". State
+stays stacked: each array has a leading axis of one entry per device, which is what lets the
+gradient accumulator differ between devices without a collective. With many processes, such an array spans
+them all, and a process hands over the entries of its own devices.
+"""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bsjax.errors import InvalidArgument
+from bsjax.models.ghost_batch_norm import AXIS_NAME
+
+
+class Program:
+    """A function pmapped over devices, compiled explicitly: once per shape, ahead of time if asked to.
+
+    Attributes:
+      num_compilations: how many executables were made.
+      compile_time_s: seconds spent on them, in any thread.
+      stall_time_s: the part of these that a call had to wait for.
+    """
+
+    def __init__(self, function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()):
+        self._pmapped = jax.pmap(function, axis_name=AXIS_NAME, devices=devices, donate_argnums=donate_argnums)
+        self._sharding = _stacked(devices)
+        self._executables: dict[Any, Callable] = {}
+        self._locks: dict[Any, threading.Lock] = {}
+        self._counting = threading.Lock()
+        # CPU devices of a process share its threads. Too many collectives in flight starve each other
+        # until the runtime aborts, so let the pipeline run dry now and then.
+        self._drain_every = 8 if devices[0].platform == "cpu" and len(devices) > 1 else 0
+        self._num_calls = 0
+        self.num_compilations = 0
+        self.compile_time_s = 0.0
+        self.stall_time_s = 0.0
+
+    def compile(self, shape: Any, *args: Any) -> None:
+        """Makes the executable for `shape`, unless it is there. `args` need shapes and dtypes only."""
+        with self._locks.setdefault(shape, threading.Lock()):
+            if shape not in self._executables:
+                start = time.perf_counter()
+                self._executables[shape] = self._lower(*args).compile()
+                with self._counting:  # two shapes may be compiled at the same time
+                    self.num_compilations += 1
+                    self.compile_time_s += time.perf_counter() - start
+
+    def __call__(self, shape: Any, *args: Any) -> Any:
+        """Runs the executable for `shape`, a hashable that stands for the shapes of args.
+
+        Numpy arrays among these hold the entries of this process's devices, and are sent to them.
+        """
+        if not self._sharding.is_fully_addressable:
+            args = jax.tree.map(lambda x: _place(x, self._sharding) if isinstance(x, np.ndarray) else x, args)
+        if shape not in self._executables:
+            start = time.perf_counter()
+            self.compile(shape, *args)
+            self.stall_time_s += time.perf_counter() - start
+        with jax.transfer_guard_host_to_device("allow"):  # for numpy arrays: three times as fast as jax.device_put
+            result = self._executables[shape](*args)
+        if self._drain_every:
+            self._num_calls += 1
+            if self._num_calls % self._drain_every == 0:
+                jax.block_until_ready(result)
+        return result
+
+    def _lower(self, *args: Any) -> Any:
+        """With many processes, pmap takes no shapes to lower from; zeros are in memory for a moment instead."""
+        if not self._sharding.is_fully_addressable:
+            args = jax.tree.map(lambda x: _zeros(x.shape, x.dtype, self._sharding), args)
+        return self._pmapped.lower(*args)
+
+
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes, those of a process side by side."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def local_part(devices: Sequence[jax.Device]) -> slice:
+    """Which of these devices are this process's."""
+    mine = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    return slice(mine[0], mine[-1] + 1)
+
+
+def first_of_each_process(devices: Sequence[jax.Device], num_devices: int) -> list[jax.Device]:
+    """So many of these devices, as many of each process as of the others."""
+    processes = [list(group) for _, group in itertools.groupby(devices, lambda device: device.process_index)]
+    return [device for group in processes for device in group[: num_devices // len(processes)]]
+
+
+def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Sends each device its entry of stacked numpy arrays, which hold those of this process's devices."""
+    return jax.tree.map(lambda x: _place(x, _stacked(devices)), tree)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Stacks a copy per device along a new leading axis."""
+    sharding = _stacked(devices)
+
+    def stack(x: Any) -> jax.Array:
+        copy = np.asarray(x)[None]
+        return jax.make_array_from_callback((len(devices), *copy.shape[1:]), sharding, lambda _: copy)
+
+    with jax.transfer_guard("allow"):  # JAX takes this transfer for an implicit one
+        return jax.tree.map(stack, tree)
+
+
+def first_replica(tree: Any) -> Any:
+    """An entry of stacked arrays that are the same on all devices, as numpy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
+def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Shapes, dtypes and shardings, for compiling ahead of time; with devices, of a copy for each, stacked."""
+
+    def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+        if devices is None:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+        return jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype, sharding=_stacked(devices))
+
+    return jax.tree.map(shape_of, tree)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def largest_of_all_processes(value: int) -> int:
+    """The largest of the values that the processes call this with."""
+    return int(multihost_utils.process_allgather(np.int32(value)).max()) if jax.process_count() > 1 else value
+
+
+def check_same_everywhere(values: Mapping[str, Any]) -> None:
+    """Refuses processes of one run that were started differently.
+
+    Args:
+      values: that JSON can hold.
+
+    Raises:
+      InvalidArgument: in all processes, about the first value that is another one than in process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = json.dumps(values).encode()
+    longest = largest_of_all_processes(len(mine))
+    texts = multihost_utils.process_allgather(np.frombuffer(mine.ljust(longest), np.uint8))
+    first, *others = (json.loads(text.tobytes()) for text in texts)
+    for process, other in enumerate(others, start=1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                allowed = f"{first.get(name)!r} as in process 0; this is process {process}"
+                raise InvalidArgument(name, other.get(name), allowed)
+
+
+def _stacked(devices: Sequence[jax.Device]) -> jax.NamedSharding:
+    return jax.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS_NAME,)), jax.P(AXIS_NAME))
+
+
+def _place(x: np.ndarray, sharding: jax.NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    return jax.make_array_from_process_local_data(sharding, x)
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: jax.NamedSharding) -> jax.Array:
+    entry = np.broadcast_to(np.zeros((), dtype), (1, *shape[1:]))
+    return jax.make_array_from_callback(shape, sharding, lambda _: entry)

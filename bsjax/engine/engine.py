@@ -1,0 +1,299 @@
+"""The engine: runs one update of any batch size, and the evaluation, on as many devices as are of use."""
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from bsjax.constants import describe_constants
+from bsjax.data import ExampleStream, Source
+from bsjax.engine.contract import check_arguments, hyperparameter_names
+from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
+from bsjax.engine.feed import EXAMPLES_ON
+from bsjax.engine.layout import Layouts
+from bsjax.engine.programs import Programs
+from bsjax.engine.step import Steps, TrainState
+from bsjax.errors import InvalidArgument, check_choice
+from bsjax.plan import Update
+from bsjax.tasks import Task
+
+# Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for examples of more numbers than
+# these, with which larger microbatches need temporaries that malloc takes from the system anew at each call.
+_MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES = 1024, 64, 32
+_LARGE_EXAMPLE = 3 * 16**2
+
+
+class UpdateMetrics:
+    """What an update has measured, by name; nothing waits for the device until something is read.
+
+    `metrics.loss`, or any other of `names`, waits and is a float; `read` returns all of them.
+
+    Attributes:
+      names: "loss", the task's metrics, "grad_norm", "weighted_grad_sq" (see `bsjax.engine.step.Steps`), and
+        "num_stops": on how many devices their process wants to stop.
+    """
+
+    __slots__ = ("_values", "names")
+
+    def __init__(self, names: tuple[str, ...], values: jax.Array):
+        self.names = names
+        self._values = values  # float [devices, names], the same on each
+
+    def read(self) -> dict[str, float]:
+        """All of them; waits for the update."""
+        return dict(zip(self.names, first_replica(self._values).tolist(), strict=True))
+
+    def __getattr__(self, name: str) -> float:
+        if name.startswith("_") or name not in self.names:
+            raise AttributeError(f"no metric is named {name!r}; there are {', '.join(self.names)}")
+        return self.read()[name]
+
+    def __repr__(self) -> str:
+        return f"<UpdateMetrics: {', '.join(self.names)}>"
+
+
+class Engine:
+    """Runs updates of any batch size without recompiling for each.
+
+    The batch runs as microbatches of a fixed shape, see `bsjax.engine.layout`; gradients are summed on each
+    device and reduced once per update. The examples live on the devices if they fit, see `bsjax.engine.feed`.
+    With many processes, each makes an engine with the same arguments and calls the same methods.
+
+    Args:
+      task: what is trained, see `bsjax.tasks`.
+      tx: an optimizer made by `optax.inject_hyperparams`, see `bsjax.optimizers`.
+      train: the training examples, see `bsjax.data.Source`.
+      test: the examples of the evaluation.
+      batch_sizes: those that are to come, for the choice of microbatches; others run as well.
+      seed: of the initial parameters, the order of the examples, and their randomness.
+      microbatch_size: per device, for all batch sizes; None chooses one for each.
+      examples_on: see `bsjax.engine.feed.create_feeds`; the numbers are the same.
+      devices: default, all of all processes.
+      grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.engine.layout.Layouts`.
+      measure_noise: every update is to have two microbatches or more, see `bsjax.engine.layout.Layouts`.
+
+    Raises:
+      InvalidArgument: an argument is not what it should be; a batch or microbatch size does not hold whole groups; the
+        processes have different numbers of devices.
+
+    >>> import jax.numpy as jnp
+    >>> import numpy as np
+    >>> from bsjax import Recipe
+    >>> from bsjax.data import ArraySource
+    >>> from bsjax.tasks import from_loss
+    >>> x = np.linspace(-1.0, 1.0, 64, dtype=np.float32)
+    >>> source = ArraySource({"x": x, "y": 3 * x})
+    >>> task = from_loss(
+    ...     lambda params, examples, keys, train: (params * examples["x"] - examples["y"]) ** 2,
+    ...     init_fn=lambda key: jnp.zeros(()),
+    ... )
+    >>> tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+    >>> plan = Recipe(0.5, batch_size=16, dataset_size=64, num_epochs=5, momentum=0).plan()
+    >>> engine = Engine(task, tx, source, source, batch_sizes=[16])
+    >>> state = engine.init()
+    >>> for update in plan:
+    ...     state, metrics = engine.update(state, update)
+    >>> metrics.loss < 0.1
+    True
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tx: optax.GradientTransformation,
+        train: Source,
+        test: Source,
+        batch_sizes: Iterable[int],
+        seed: int = 0,
+        microbatch_size: int | None = None,
+        examples_on: str = "auto",
+        devices: Sequence[jax.Device] | None = None,
+        grow_devices: bool = False,
+        measure_noise: bool = False,
+    ):
+        check_choice("examples_on", examples_on, EXAMPLES_ON)
+        example = check_arguments(task, tx, train, test)
+        self.task = task
+        self.devices = list(devices or all_devices())
+        # Chooses the number of devices, and the microbatch on each, that a batch size runs with.
+        self.layout = Layouts(
+            batch_sizes,
+            task.group_size,
+            self._numbers_of_devices(grow_devices),
+            max_microbatch_size(self.devices[0].platform, max(array.size for array in jax.tree.leaves(example))),
+            microbatch_size,
+            measure_noise,
+            task.groups_may_span_devices,
+        )
+
+        steps = Steps(task, tx)
+        init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
+        stream = ExampleStream(len(train), seed)
+        self._init = functools.partial(jax.jit(steps.init), init_key, example)
+        self._metrics = ("loss", *task.metrics, "grad_norm", "weighted_grad_sq", "num_stops")
+        eval_metrics = ("loss", *task.metrics, "num_examples")
+        # Names of the updates' hyperparameters, and the optimizer's names of these: known from the first update on.
+        self._names: dict[str, str] = {}
+        self._make_programs = lambda devices: Programs(
+            steps, self._names, self._metrics, eval_metrics, train, test, stream, examples_key, examples_on, devices
+        )
+        self._programs: dict[int, Programs] = {}  # by number of devices
+        self._tx, self._train, self._test, self._seed = tx, train, test, seed
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on, as JSON and by owner, for a checkpoint to know."""
+        identity = {
+            "task": self.task.identity,
+            "train": {"examples": len(self._train), "fingerprint": self._train.fingerprint},
+            "test": {"examples": len(self._test), "fingerprint": self._test.fingerprint},
+            "optimizer": describe_constants(self._tx),
+            "engine": {"seed": self._seed},
+        }
+        return json.loads(json.dumps(identity))
+
+    @property
+    def dataset_size(self) -> int:
+        """N, the number of training examples."""
+        return len(self._train)
+
+    @property
+    def num_devices(self) -> int:
+        """Of all processes."""
+        return len(self.devices)
+
+    def init(self) -> TrainState:
+        """The state before the first update, stacked over the devices."""
+        state = self._init()
+        hyperparameter_names(state.opt_state, {})
+        return self.place(state)
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state of one device, such as a checkpoint's, on all of them."""
+        return replicate(state, self.devices)
+
+    def check_hyperparameters(self, hyperparameters: Mapping[str, float]) -> None:
+        """Refuses what the optimizer has no place for, before anything is compiled; the first update does so too.
+
+        Args:
+          hyperparameters: those of the first update, by name. "momentum" is Adam's "b1".
+
+        Raises:
+          InvalidArgument: the optimizer has no such hyperparameter, with the names that it has.
+        """
+        self._values(jax.eval_shape(self._init), hyperparameters)
+
+    def update(self, state: TrainState, update: Update, stop: bool = False) -> tuple[TrainState, UpdateMetrics]:
+        """One update on the stream's positions [update.examples_seen, update.examples_seen + update.batch_size).
+
+        Args:
+          state: is consumed.
+          update: such as a plan yields. Its batch size may be another one each time; its hyperparameters have the same
+            names in all updates.
+          stop: whether this process wants to stop, which may differ between them.
+
+        Returns:
+          The new state, and the metrics of this update. Neither has been waited for.
+
+        Raises:
+          InvalidArgument: a batch that does not hold whole groups, or a hyperparameter that the optimizer lacks.
+          TaskError: the task's functions fail.
+        """
+        values = self._values(state, update.hyperparameters)
+        num_devices, microbatch_size = self.layout(update.batch_size)
+        programs = self._on(num_devices)
+        state = self._move(state, programs)
+        state, metrics = programs.update(
+            state, update.examples_seen, update.batch_size, microbatch_size, [*values, float(stop)]
+        )
+        return state, UpdateMetrics(self._metrics, metrics)
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Means over the test examples, each once: "test_loss", and "test_NAME" for each of the task's metrics."""
+        programs = self._on(_num_devices(state))
+        means = programs.evaluate(state, self.layout.microbatch_sizes[len(programs.devices)][-1])
+        return {f"test_{name}": mean for name, mean in means.items()}
+
+    def compile_ahead(self, state: TrainState, batch_size: int) -> None:
+        """Begins to compile what a batch size needs, in the background; after `check_hyperparameters` or an update."""
+        num_devices, microbatch_size = self.layout(batch_size)
+        self._on(num_devices).compile_ahead(state, batch_size, microbatch_size)
+
+    def num_shards(self, batch_size: int) -> int:
+        """How many microbatches, whose gradients are independent, an update has on all devices.
+
+        0 where devices share groups: parts of a group are not independent, so their spread is not the noise.
+        """
+        microbatch_size = self.layout(batch_size).microbatch_size
+        return 0 if microbatch_size < self.task.group_size else -(-batch_size // microbatch_size)
+
+    @property
+    def num_compilations(self) -> int:
+        """Executables made for training and evaluation."""
+        return sum(program.num_compilations for program in self._all_programs())
+
+    @property
+    def compile_time_s(self) -> float:
+        """Seconds of compilation, in the background and not."""
+        return sum(program.compile_time_s for program in self._all_programs())
+
+    @property
+    def stall_time_s(self) -> float:
+        """Seconds of compilation that training waited for."""
+        return sum(program.stall_time_s for program in self._all_programs())
+
+    def _all_programs(self) -> list[Program]:
+        return [program for programs in self._programs.values() for program in programs.all]
+
+    def _values(self, state: TrainState, hyperparameters: Mapping[str, float]) -> list[float]:
+        """An update's hyperparameters in the order of the programs' arguments."""
+        if not self._names:
+            self._names.update(hyperparameter_names(state.opt_state, hyperparameters))
+        if hyperparameters.keys() != self._names.keys():
+            for name, value in hyperparameters.items():
+                if name not in self._names and (name, value) != ("momentum", 0):
+                    hyperparameter_names(state.opt_state, {name: value})
+                    names = ", ".join(self._names)
+                    raise InvalidArgument(name, value, f"left out, since the first update sets only {names}")
+        return [hyperparameters[name] for name in self._names]
+
+    def _on(self, num_devices: int) -> Programs:
+        """The programs for the first of each process's devices, so many in all."""
+        if num_devices not in self._programs:
+            devices = first_of_each_process(self.devices, num_devices)
+            self._programs[num_devices] = self._make_programs(devices)
+        return self._programs[num_devices]
+
+    def _numbers_of_devices(self, grow: bool) -> range:
+        """As many of each process as of the others."""
+        processes = [device.process_index for device in self.devices]
+        counts = {process: processes.count(process) for process in processes}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{count} in process {process}" for process, count in counts.items())
+            raise InvalidArgument("devices", listed, "as many in each process", min(counts.values()))
+        return range(len(counts) if grow else self.num_devices, self.num_devices + 1, len(counts))
+
+    def _move(self, state: TrainState, programs: Programs) -> TrainState:
+        if _num_devices(state) == len(programs.devices):
+            return state
+        return programs.place(first_replica(state))
+
+
+def _num_devices(state: TrainState) -> int:
+    """That it is stacked over."""
+    return state.opt_state.hyperparams["learning_rate"].shape[0]
+
+
+def max_microbatch_size(platform: str, example_size: int) -> int:
+    """The largest microbatch per device that the engine chooses.
+
+    Args:
+      platform: "cpu" or another.
+      example_size: numbers in an example, such as height × width × channels.
+    """
+    if platform != "cpu":
+        return _MAX_MICROBATCH_SIZE
+    return _MAX_MICROBATCH_SIZE_CPU if example_size <= _LARGE_EXAMPLE else _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES

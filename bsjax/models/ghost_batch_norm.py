@@ -1,0 +1,75 @@
+"""Ghost batch normalisation: the same statistics at every batch size, microbatch and device count."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+AXIS_NAME = "batch"  # the mapped axis over devices, everywhere in bsjax
+
+
+class GhostBatchNorm(nn.Module):
+    r"""Batch normalisation over ghosts of `ghost_batch_size` consecutive examples.
+
+    .. math:: y = \gamma \frac{x - \mu_g}{\sqrt{\sigma_g^2 + \epsilon}} + \beta,
+       \quad \mu_g, \sigma_g^2 \text{ over the examples (and pixels) of x's ghost g}
+
+    In training, an input of n examples holds n / ghost_batch_size whole ghosts. Where n is smaller
+    than a ghost, ghost_batch_size / n neighbouring devices of the mapped axis "batch" share one.
+    The collection "ghost_stats" receives the ghosts' means and variances (float32 [ghosts, channels]).
+    `bsjax.engine.step.apply_update` averages them into "batch_stats", which evaluation uses.
+
+    Attributes:
+      ghost_batch_size: examples per ghost.
+      epsilon: added to the variance.
+      dtype: of the output; the statistics are float32 (float64 for float64 input).
+      scale_init: initialiser of γ.
+
+    Reference: Hoffer et al., 2017 (https://arxiv.org/abs/1705.08741), Algorithm 1.
+    """
+
+    ghost_batch_size: int
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        channels = x.shape[-1:]
+        gamma = self.param("scale", self.scale_init, channels, jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        wide = np.promote_types(x.dtype, np.float32)
+
+        def normalise(x: jax.Array, mean: jax.Array, var: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            scale, shift = (value.astype(wide).reshape((1,) * (len(shape) - 1) + channels) for value in (gamma, beta))
+            multiplier = scale * jax.lax.rsqrt(var.astype(wide).reshape(shape) + self.epsilon)
+            return ((x.astype(wide) - mean.astype(wide).reshape(shape)) * multiplier + shift).astype(self.dtype)
+
+        if not train:
+            return normalise(x, running_mean.value, running_var.value, (1,) * (x.ndim - 1) + channels)
+
+        local_size = min(self.ghost_batch_size, x.shape[0])
+        ghosts = x.reshape(-1, local_size, *x.shape[1:]).astype(wide)
+        moments = jnp.stack([_mean_per_ghost(ghosts), _mean_per_ghost(jnp.square(ghosts))])
+        if local_size < self.ghost_batch_size:
+            moments = _mean_over_neighbours(moments, self.ghost_batch_size // local_size)
+        mean = moments[0]
+        var = jnp.maximum(moments[1] - jnp.square(mean), 0.0)
+        self.variable("ghost_stats", "mean", lambda: mean).value = mean
+        self.variable("ghost_stats", "var", lambda: var).value = var
+
+        return normalise(ghosts, mean, var, (len(mean), *(1,) * (x.ndim - 1), *channels)).reshape(x.shape)
+
+
+def _mean_per_ghost(ghosts: jax.Array) -> jax.Array:
+    return ghosts.mean(axis=tuple(range(1, ghosts.ndim - 1)))
+
+
+def _mean_over_neighbours(moments: jax.Array, num_neighbours: int) -> jax.Array:
+    num_devices = jax.lax.axis_size(AXIS_NAME)
+    groups = [list(range(i, i + num_neighbours)) for i in range(0, num_devices, num_neighbours)]
+    return jax.lax.pmean(moments, AXIS_NAME, axis_index_groups=groups)

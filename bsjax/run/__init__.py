@@ -1,0 +1,43 @@
+"""A training run: its loop and its files.
+
+| part | file |
+|---|---|
+| `train`: the loop | loop.py |
+| `Run`: its state, an update, a decision, an evaluation, a checkpoint | run.py |
+| `Intervals`: how often it evaluates, logs and writes checkpoints | intervals.py |
+| the means over the updates between two lines of the log | log.py |
+| the gradient noise; the time | noise.py, timing.py |
+| `Progress`: its display | progress.py |
+| its files; its checkpoints | metrics.py, checkpoint.py |
+| its folder, and the signals that stop it; the owner of a folder | workdir.py, identity.py |
+"""
+
+from bsjax.run.checkpoint import Checkpoint, Checkpoints
+from bsjax.run.identity import check_same, claim, differences, is_claimed
+from bsjax.run.intervals import Intervals
+from bsjax.run.loop import train
+from bsjax.run.metrics import read_json, read_metrics, read_summary, write_json
+from bsjax.run.progress import Progress, ProgressLine
+from bsjax.run.workdir import Interrupted, catch_signals, caught_signal, lock, make
+
+__all__ = [
+    "train",
+    "Intervals",
+    "Checkpoint",
+    "Checkpoints",
+    "check_same",
+    "claim",
+    "differences",
+    "is_claimed",
+    "read_json",
+    "read_metrics",
+    "read_summary",
+    "write_json",
+    "Progress",
+    "ProgressLine",
+    "Interrupted",
+    "catch_signals",
+    "caught_signal",
+    "lock",
+    "make",
+]

@@ -1,0 +1,47 @@
+"""The wall time of a run, and its parts."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+
+from bsjax.engine import Engine
+
+
+class Timer:
+    """Measures the time of a run, over all the calls of `bsjax.run.train` that the run takes.
+
+    Args:
+      engine: measures its own compilation.
+
+    Attributes:
+      training_s: seconds of updates, without compilation and evaluation.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._started = time.perf_counter()
+        self._before: Mapping[str, float] = {}
+        self.training_s = 1e-9
+
+    def resume(self, before: Mapping[str, float]) -> None:
+        """Adds the times that `to_json` returned in the previous call."""
+        self._before, self.training_s = before, before["training_s"]
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Counts the time inside as training, without the time that waits for compilation."""
+        start = time.perf_counter() - self._engine.stall_time_s
+        yield
+        self.training_s += time.perf_counter() - self._engine.stall_time_s - start
+
+    def totals(self) -> dict[str, float]:
+        """Seconds of the whole run, of compilation, and of training's waits for compilation."""
+        these = {
+            "wall_time_s": time.perf_counter() - self._started,
+            "compile_time_s": self._engine.compile_time_s,
+            "compile_stall_time_s": self._engine.stall_time_s,
+        }
+        return {name: round(seconds + self._before.get(name, 0), 3) for name, seconds in these.items()}
+
+    def to_json(self) -> dict[str, float]:
+        return self.totals() | {"training_s": self.training_s}

@@ -1,0 +1,8 @@
+"""What is trained: the engine knows examples, groups and sums; a task says the rest."""
+
+from bsjax.tasks.autoencoder import RECONSTRUCTIONS, Autoencoder
+from bsjax.tasks.classification import Classification
+from bsjax.tasks.from_loss import from_loss
+from bsjax.tasks.protocol import Task
+
+__all__ = ["RECONSTRUCTIONS", "Autoencoder", "Classification", "Task", "from_loss"]

@@ -1,0 +1,89 @@
+"""Image classification with a linen model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from bsjax.data.augmentation import AUGMENTATIONS, augment
+from bsjax.errors import InvalidArgument, TaskError, check_choice
+from bsjax.tasks.linen import LinenTask
+from bsjax.tasks.protocol import Losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(LinenTask):
+    r"""Images with labels: the cross-entropy, and whether the most likely class is the right one.
+
+    .. math:: \ell = -\sum_c q_c \log p_c, \quad q = (1 - \alpha)\,\mathrm{onehot}(y) + \alpha / C
+
+    Examples are {"image": [n, height, width, channels] of any dtype, "label": int [n]}. The evaluation has neither
+    label smoothing nor augmentation. The group is the model's ghost of batch normalisation.
+
+    Args:
+      model: maps images [n, height, width, channels] to logits [n, classes]. It is called with `train` (bool) and
+        `keys` [n] as well, if it takes them; see `bsjax.models`.
+      label_smoothing: α in [0, 1).
+      augmentation: one of `bsjax.data.AUGMENTATIONS`.
+      mean: of the pixels, subtracted: a number, or one per channel.
+      std: of the pixels, which divides.
+      batch_stats_decay: of the running averages, per ghost, in [0, 1).
+
+    Raises:
+      InvalidArgument: a value is out of range.
+
+    >>> from bsjax.data import load_dataset
+    >>> from bsjax.models import CNN
+    >>> digits = load_dataset("digits")
+    >>> task = Classification(CNN(num_classes=10, ghost_batch_size=8), mean=digits.mean, std=digits.std)
+    >>> task.group_size, task.metrics
+    (8, ('accuracy',))
+    """
+
+    model: nn.Module
+    label_smoothing: float = 0.0
+    augmentation: str = "none"
+    mean: Any = 0.0
+    std: Any = 1.0
+    batch_stats_decay: float = 0.99
+
+    needs = ("image", "label")
+    metrics = ("accuracy",)
+    unit = "images"
+
+    def __post_init__(self):
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        for name, nearest in (("label_smoothing", 0), ("batch_stats_decay", 0.99)):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
+        for name in ("mean", "std"):
+            values = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
+            object.__setattr__(self, name, tuple(values.tolist()))
+        if not all(std > 0 for std in self.std):
+            raise InvalidArgument("std", self.std, "positive")
+
+    def read(self, examples: Any, keys: jax.Array, train: bool) -> Any:
+        """Standardises the images, and augments them in training."""
+        images = examples["image"].astype(jnp.result_type(float))
+        mean, std = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
+        images = (images - mean) / std
+        return augment(self.augmentation, images, keys) if train else images, examples["label"]
+
+    def losses(self, params: Any, batch_stats: Any, inputs: Any, keys: jax.Array, train: bool) -> Losses:
+        """The cross-entropy and the accuracy (1 or 0) of each image."""
+        images, labels = inputs
+        logits, ghost_stats = self.apply(params, batch_stats, images, keys, train)
+        if logits.ndim != 2 or labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+            found = f"logits {list(logits.shape)} and labels {labels.dtype}{list(labels.shape)}"
+            raise TaskError(f"Classification needs logits [n, classes] and labels int[n], not {found}")
+        if train:
+            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing)
+            losses = optax.softmax_cross_entropy(logits, targets)
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        accuracy = (logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(losses.dtype)
+        return losses, {"accuracy": accuracy}, ghost_stats

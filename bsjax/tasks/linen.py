@@ -1,0 +1,79 @@
+"""What all tasks with a linen model share."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any, ClassVar
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bsjax.errors import InvalidArgument
+from bsjax.tasks.protocol import Task
+
+
+class LinenTask(Task):
+    """A task whose field `model` is a linen module, and whose group is the model's ghost of batch normalisation.
+
+    The model is called with `train` (bool) and `keys` [n] as well, if it takes them.
+    """
+
+    model: nn.Module
+    needs: ClassVar[tuple[str, ...]] = ("image",)  # what examples, which are dicts, must hold
+    groups_may_span_devices = True
+
+    @property
+    def group_size(self) -> int:  # type: ignore[override]
+        """The model's `ghost_batch_size`, or 1."""
+        return getattr(self.model, "ghost_batch_size", 1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The name of the task, and every field."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"task": type(self).__name__, **values, "model": repr(self.model)}
+
+    def init(self, key: jax.Array, examples: Any) -> tuple[Any, Any]:
+        """See `Task`.
+
+        Raises:
+          InvalidArgument: something is missing in the examples, or the model has statistics that depend on the
+            microbatch, such as those of `flax.linen.BatchNorm`.
+        """
+        if not isinstance(self.model, nn.Module):
+            raise InvalidArgument("model", self.model, "a linen module, such as bsjax.models.create_model makes")
+        if not isinstance(examples, dict) or not set(self.needs) <= set(examples):
+            found = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
+            needed = " and ".join(f'"{name}"' for name in self.needs)
+            raise InvalidArgument("examples", found, f"a dict with {needed} for {type(self).__name__}")
+        images = jnp.zeros((1, *examples["image"].shape[1:]))
+        variables = self.model.init(key, images, **self._options(train=False, keys=None))
+        if "batch_stats" in variables and not hasattr(self.model, "ghost_batch_size"):
+            allowed = (
+                "a model with bsjax.models.GhostBatchNorm and a field ghost_batch_size: the statistics of flax's "
+                "BatchNorm would depend on the microbatch and the number of devices"
+            )
+            raise InvalidArgument("model", type(self.model).__name__, allowed)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(self, params: Any, batch_stats: Any, inputs: Any, keys: jax.Array, train: bool) -> tuple[jax.Array, Any]:
+        """The model's output; and, in training, the collection "ghost_stats" that `GhostBatchNorm` leaves."""
+        variables = {"params": params, "batch_stats": batch_stats}
+        try:
+            output, updated = self.model.apply(variables, inputs, **self._options(train, keys), mutable=["ghost_stats"])
+        except flax.errors.InvalidRngError:
+            allowed = "a model whose dropout is bsjax.models.Dropout, which takes a key of each example"
+            raise InvalidArgument("model", type(self.model).__name__, allowed) from None
+        return output, updated.get("ghost_stats", {})
+
+    def _options(self, train: bool, keys: jax.Array | None) -> dict[str, Any]:
+        accepted = _parameters(type(self.model))  # type: ignore[arg-type]
+        return {name: value for name, value in (("train", train), ("keys", keys)) if accepted & {name, "**"}}
+
+
+@functools.cache
+def _parameters(model_type: type) -> set[str]:
+    parameters = inspect.signature(model_type.__call__).parameters.values()
+    return {"**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}

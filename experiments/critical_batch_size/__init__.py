@@ -1,0 +1,1 @@
+"""The critical batch size, measured: `python -m experiments.critical_batch_size`."""

@@ -1,0 +1,214 @@
+"""Makes what a Config describes: recipe, model, task, optimizer, controller and engine. Errors name the flag."""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from bsjax import Plan, Recipe
+from bsjax.controllers import Limits, Planned, create_controller
+from bsjax.data import Dataset
+from bsjax.engine import Engine
+from bsjax.engine.devices import all_devices, first_of_each_process
+from bsjax.errors import InvalidArgument, check_whole, nearest_multiples
+from bsjax.models import create_model, ghost_batch_size_of
+from bsjax.noise import scaling_exponent
+from bsjax.optimizers import create_optimizer
+from bsjax.tasks import Autoencoder, Classification, Task
+from experiments.harness.config import Config, RecipeConfig
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_WHITE = {"digits": 16.0}  # the stored value of a white pixel; elsewhere 255
+
+
+def recipe(config: Config, dataset_size: int) -> Recipe:
+    """The recipe with the conversions of the config.
+
+    Raises:
+      InvalidArgument: a value cannot be used, or the batch never grows although it should.
+    """
+    unit, conversion, scaling = unit_of(config), config.conversion, config.conversion.batch_scaling
+    size, num_epochs, momentum = config.recipe.batch_size, config.recipe.num_epochs, config.optimizer.momentum
+    check_whole("dataset_size", dataset_size)
+    if size > dataset_size:
+        largest = dataset_size // unit * unit or None
+        raise InvalidArgument("batch_size", size, f"at most dataset_size {dataset_size}", largest)
+    if (size < 1 or size % unit) and config.controller.controller == "planned":
+        nearest = nearest_multiples(size, unit, at_most=dataset_size)
+        raise InvalidArgument("batch_size", size, f"a multiple of --ghost_batch_size {unit}", nearest)
+    if momentum is None:
+        momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
+    rate = learning_rate(config.recipe, config.optimizer.learning_rate)
+    made = Recipe(rate, size, dataset_size, num_epochs, momentum=momentum, clock="epochs")
+    names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
+    with argument_is_flag(unit, **names, share="batch_share", growth="batch_growth"):
+        made = _scaled(made, config, unit)
+        if conversion.schedule != "increase_batch_size":
+            return made
+        share, growth = conversion.batch_share, conversion.batch_growth
+        grown = made.increase_batch_size(conversion.max_batch_size, scaling, share, growth, multiple_of=unit)
+    _check_grows(conversion.max_batch_size, made, grown)
+    return grown
+
+
+def _scaled(made: Recipe, config: Config, unit: int) -> Recipe:
+    """The recipe with a scaled learning rate and momentum, in batches of whole ghosts."""
+    conversion, before = config.conversion, made.at(0)
+    factor, momentum, scaling = conversion.scale_learning_rate, conversion.scale_momentum, conversion.batch_scaling
+    if config.controller.controller != "planned":
+        unit = 1  # a controller rounds the batch itself
+    if factor != 1:
+        exponent, size = scaling_exponent(scaling), before.batch_size.item()
+        made = _in_whole_ghosts(
+            lambda value: made.scale_learning_rate(value, scaling),
+            ("factor", factor),
+            lambda new_size: (new_size / size) ** exponent,
+            unit if momentum is None else 1,
+        )
+    if momentum is not None:
+        product = made.at(0).batch_size.item() * (1 - before.momentum.item())
+        given = ("momentum", momentum)
+        made = _in_whole_ghosts(made.scale_momentum, given, lambda new_size: 1 - product / new_size, unit)
+    return made
+
+
+def _in_whole_ghosts(
+    scale: Callable[[float], Recipe], given: tuple[str, float], value_of: Callable[[int], float], unit: int
+) -> Recipe:
+    """Scales a recipe by a given name and value; refuses partial ghosts and names the nearest value with whole ghosts.
+
+    `value_of` returns the value that scales the batch to a size.
+    """
+    name, value = given
+    try:
+        made = scale(value)
+        size = made.at(0).batch_size.item()
+        if size % unit == 0:
+            return made
+        allowed = f"such that batch_size {size} is a multiple of multiple_of {unit}"
+    except InvalidArgument as error:
+        if error.name != name or error.nearest is None:
+            raise
+        made, allowed = scale(float(error.nearest)), error.allowed
+        size = made.at(0).batch_size.item()
+    below = size // unit * unit
+    sizes = [multiple for multiple in (below, below + unit) if 0 < multiple <= made.dataset_size]
+    nearest = f"{value_of(min(sizes, key=lambda multiple: abs(multiple - size))):.12g}" if sizes else None
+    raise InvalidArgument(name, value, allowed, nearest)
+
+
+def _check_grows(max_batch_size: int | None, before: Recipe, grown: Recipe) -> None:
+    """Refuses a growing batch that never grows."""
+    if np.array_equal(grown.plan().batch_sizes, before.plan().batch_sizes):
+        why = "the learning rate never falls" if len(set(before.plan().learning_rates)) == 1 else "it falls too little"
+        if max_batch_size is not None and max_batch_size <= before.plan().batch_sizes.max():
+            why = f"max_batch_size is {max_batch_size}"
+        allowed = f"decay_learning_rate where the batch never grows: {why}"
+        raise InvalidArgument("schedule", "increase_batch_size", allowed, "decay_learning_rate")
+
+
+def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float:
+    """The learning rate before conversions, a function of the epoch; the epochs of step count from the start."""
+    if not peak > 0:
+        return peak  # the recipe refuses it
+    warmup_epochs, epochs = settings.warmup_epochs, settings.num_epochs - settings.warmup_epochs
+    total_decay = settings.lr_decay_factor ** len(settings.lr_decay_epochs)
+    steps = {epoch - warmup_epochs: 1 / settings.lr_decay_factor for epoch in settings.lr_decay_epochs}
+    decay = {
+        "constant": optax.constant_schedule(peak),
+        "step": optax.piecewise_constant_schedule(peak, steps),
+        "cosine": optax.cosine_decay_schedule(peak, epochs),
+        "linear": optax.linear_schedule(peak, 0.0, epochs),
+        "exponential": optax.exponential_decay(peak, epochs, 1 / total_decay),
+    }[settings.lr_schedule]
+    if not warmup_epochs:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_epochs), decay], [warmup_epochs])
+
+
+def model(config: Config, num_classes: int = 1) -> nn.Module:
+    """The model; the number of classes changes its last layer only."""
+    settings = config.task
+    sizes = {"depth": settings.model_depth, "width": settings.model_width}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    dtype = _DTYPES[settings.dtype]
+    with argument_is_flag(depth="model_depth", width="model_width"):
+        return create_model(settings.model, num_classes, settings.ghost_batch_size, settings.dropout, dtype, **given)
+
+
+def unit_of(config: Config) -> int:
+    """The number of examples that each batch is a multiple of: the ghost, or 1 without batch norm."""
+    return ghost_batch_size_of(model(config))
+
+
+def task(config: Config, dataset: Dataset) -> Task:
+    """What the model learns from a data set."""
+    settings, decay = config.task, config.task.batch_norm_decay
+    if settings.task == "autoencoder":
+        white = _WHITE.get(dataset.name, 255.0)
+        return Autoencoder(model(config), settings.reconstruction, max_value=white, batch_stats_decay=decay)
+    classifier = model(config, dataset.num_classes)
+    smoothing, augmentation = settings.label_smoothing, settings.augmentation
+    return Classification(classifier, smoothing, augmentation, dataset.mean, dataset.std, decay)
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """The optimizer, whose learning rate and momentum each update sets."""
+    given = config.optimizer
+    return create_optimizer(given.optimizer, given.weight_decay, given.decay_biases_and_norms, given.max_grad_norm)
+
+
+def controller(config: Config, dataset_size: int, start: int = 0) -> Any:
+    """What decides the updates; a plan begins after `start` examples."""
+    made, settings, unit = recipe(config, dataset_size), config.controller, unit_of(config)
+    if settings.controller == "planned":
+        return Planned(made.plan(start))
+    with argument_is_flag(unit, growth="batch_growth", hysteresis="controller_hysteresis"):
+        limits = Limits(
+            settings.min_batch_size or config.recipe.batch_size,
+            config.conversion.max_batch_size or dataset_size // unit * unit,
+            multiple_of=unit,
+            growth=config.conversion.batch_growth,
+            monotone=settings.controller_monotone,
+            hysteresis=settings.controller_hysteresis,
+            warmup_examples=round(settings.controller_warmup_epochs * dataset_size),
+        )
+    return create_controller(settings.controller, made, limits, config.optimizer.optimizer, settings.controller_options)
+
+
+def engine(
+    config: Config, dataset: Dataset, controller: Plan | Any, examples_on: str = "auto", devices: str = "all"
+) -> Engine:
+    """The engine; devices is "all", "auto" or a number, in all processes together."""
+    with argument_is_flag(unit_of(config)):
+        return Engine(
+            task(config, dataset),
+            optimizer(config),
+            dataset.train,
+            dataset.test,
+            set(map(int, controller.batch_sizes)),
+            seed=config.run.seed,
+            microbatch_size=config.run.microbatch_size,
+            examples_on=examples_on,
+            devices=first_of_each_process(all_devices(), int(devices)) if devices.isdigit() else None,
+            grow_devices=devices == "auto",
+            measure_noise=config.run.measure_noise or getattr(controller, "needs_noise", False),
+        )
+
+
+@contextlib.contextmanager
+def argument_is_flag(ghost: int = 1, **flag_names: str) -> Iterator[None]:
+    """Names the flag in a library function's errors: of an argument, and of a group, which is a ghost if above 1."""
+    try:
+        yield
+    except InvalidArgument as error:
+        allowed = error.allowed
+        if ghost > 1:
+            allowed = re.sub(rf"(the )?(group size|multiple_of) {ghost}\b", f"--ghost_batch_size {ghost}", allowed)
+        name = flag_names.get(error.name, error.name)
+        raise InvalidArgument(name, error.value, allowed, error.nearest) from None

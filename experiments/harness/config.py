@@ -1,0 +1,235 @@
+"""What a run is: a frozen dataclass for each concern, one line per field. `config_flags` makes a flag of each field."""
+
+import dataclasses
+import math
+from typing import Any
+
+from bsjax.controllers import CONTROLLERS
+from bsjax.data import AUGMENTATIONS, DATASETS
+from bsjax.errors import InvalidArgument, check_choice
+from bsjax.models import AUTOENCODERS, CLASSIFIERS, MODELS
+from bsjax.optimizers import OPTIMIZERS
+from bsjax.tasks import RECONSTRUCTIONS
+
+LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
+SCHEDULES = ("decay_learning_rate", "increase_batch_size")
+MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS}
+TASKS = tuple(MODELS_OF)
+DTYPES = ("float32", "bfloat16")
+
+
+def field(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that is a flag with this help; without a default, it is dataclasses.MISSING."""
+    if choices:
+        help = f"{help} One of {', '.join(choices)}."
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def text(value: Any) -> Any:
+    """A tuple of numbers as it is written in a flag; any other value as it is."""
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value
+
+
+class _Concern:
+    """Refuses an unknown choice and a number that is not finite."""
+
+    def __post_init__(self):
+        for one in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if choices := one.metadata["choices"]:
+                check_choice(one.name, value, choices)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidArgument(one.name, value, "a finite number", one.default)
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise InvalidArgument(name, getattr(self, name), "positive", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Concern):
+    """Data"""
+
+    dataset: str = field(
+        "digits", f"Data set: {', '.join(DATASETS)}, or one that scripts/prepare_data.py has prepared."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(_Concern):
+    """Task and model"""
+
+    task: str = field("classification", "What is learned.", TASKS)
+    augmentation: str = field("none", "Augmentation of training images: pad by 4 pixels and crop; flip.", AUGMENTATIONS)
+    model: str = field("cnn", f"Model; the default of an autoencoder is {AUTOENCODERS[0]}.", MODELS)
+    model_depth: int | None = field(None, "Layers of the model; default, the model's own (16 for wide_resnet).")
+    model_width: int | None = field(
+        None, "Channels or units; default, the model's own (a factor of 4 for wide_resnet)."
+    )
+    ghost_batch_size: int = field(8, "Examples that share batch-norm statistics. Batches are multiples of it.")
+    batch_norm_decay: float = field(0.99, "Decay of batch norm's running averages per ghost, in [0, 1).")
+    dropout: float = field(0.0, "Probability that the model's dropout layers zero a unit, in [0, 1).")
+    dtype: str = field("float32", "Precision of the model's computation.", DTYPES)
+    label_smoothing: float = field(0.0, "Weight of the uniform distribution in the targets, in [0, 1).")
+    reconstruction: str = field("squared_error", "The autoencoder's loss, a mean over pixels.", RECONSTRUCTIONS)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model not in (models := MODELS_OF[self.task]):
+            allowed = f"one of {', '.join(models)} with task={self.task}"
+            raise InvalidArgument("model", self.model, allowed, models[0])
+        for name, nearest in (("label_smoothing", 0), ("batch_norm_decay", 0.99)):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Concern):
+    """Optimizer"""
+
+    optimizer: str = field("momentum", "Optimizer.", OPTIMIZERS)
+    learning_rate: float = field(0.05, "Peak learning rate per update, before --scale_learning_rate.")
+    momentum: float | None = field(None, "Momentum per update, or b1 of adam, in [0, 1); default 0.9. sgd has none.")
+    weight_decay: float = field(5e-4, "L2 coefficient in the gradient; for adamw, decoupled.")
+    decay_biases_and_norms: bool = field(False, "Also decay biases and batch-norm parameters.")
+    max_grad_norm: float | None = field(None, "Clip gradients to this global norm; default, do not.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.optimizer == "sgd" and self.momentum:
+            raise InvalidArgument("momentum", self.momentum, "left out with optimizer=sgd", "optimizer=momentum")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeConfig(_Concern):
+    """Recipe"""
+
+    batch_size: int = field(8, "Batch size, in examples over all devices.")
+    num_epochs: float = field(60.0, "Length of training, in epochs. The preset's decays move with it.")
+    lr_schedule: str = field("step", "How the learning rate decays.", LR_SCHEDULES)
+    lr_decay_epochs: tuple[float, ...] = field((20.0, 40.0, 50.0), "Epochs of step's decays, comma-separated.")
+    lr_decay_factor: float = field(
+        5.0, "Divides the learning rate at each step; exponential reaches the same end without steps."
+    )
+    warmup_epochs: float = field(0.0, "Length of the linear warm-up from 0, in epochs.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_positive("num_epochs")
+        if not 0 <= self.warmup_epochs < self.num_epochs:
+            raise InvalidArgument("warmup_epochs", self.warmup_epochs, f"in [0, num_epochs {self.num_epochs:g})", 0)
+        if not self.lr_decay_factor > 1:
+            raise InvalidArgument("lr_decay_factor", self.lr_decay_factor, "greater than 1", 5)
+        decays, increasing = self.lr_decay_epochs, tuple(sorted(set(self.lr_decay_epochs)))
+        if decays != increasing:
+            raise InvalidArgument("lr_decay_epochs", text(decays), "in increasing order", text(increasing))
+        inside = tuple(epoch for epoch in decays if 0 < epoch < self.num_epochs)
+        if self.lr_schedule == "step" and decays != inside:
+            allowed = f"between 0 and num_epochs {self.num_epochs:g}"
+            raise InvalidArgument("lr_decay_epochs", text(decays), allowed, text(inside or (self.num_epochs / 2,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionConfig(_Concern):
+    """Conversion"""
+
+    schedule: str = field("decay_learning_rate", "Follow the recipe, or convert its decay into growth.", SCHEDULES)
+    scale_learning_rate: float = field(1.0, "Factor of learning rate and batch size from the start.")
+    scale_momentum: float | None = field(
+        None, "Raise the momentum to this, in [0, 1), and the batch size with 1/(1 - momentum)."
+    )
+    max_batch_size: int | None = field(None, "Cap of the growth, in examples; beyond it the learning rate decays.")
+    batch_growth: float | None = field(None, "Grow only by powers of this factor; default, by any amount.")
+    batch_scaling: str | float = field(
+        "linear", "Exponent ρ of learning rate ∝ batch^ρ: linear (1), sqrt (1/2, for adam), or a number in (0, 1]."
+    )
+    batch_share: float = field(1.0, "Share of the decay that becomes batch, in (0, 1]; 0.5 with sqrt is Seesaw.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerConfig(_Concern):
+    """Controller"""
+
+    controller: str = field("planned", "What decides the batch size of each update.", tuple(CONTROLLERS))
+    controller_options: Any = field(None, "NAME=VALUE of its options, such as factor=0.5,bound_by_decay=true.")  # noqa: RUF009
+    min_batch_size: int | None = field(None, "Its smallest batch, in examples; default, --batch_size.")
+    controller_monotone: bool = field(False, "It never makes the batch smaller.")
+    controller_hysteresis: float = field(0.2, "Share by which its target must move before the batch follows.")
+    controller_warmup_epochs: float = field(0.0, "Epochs before it first changes the batch.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        kind = CONTROLLERS[self.controller].options_type
+        if self.controller_options is not None and not isinstance(self.controller_options, kind):
+            raise InvalidArgument("controller_options", self.controller_options, f"of type {kind.__name__}")
+        if self.controller_options == kind():
+            object.__setattr__(self, "controller_options", None)  # so that equal settings compare equal
+        if not self.controller_warmup_epochs >= 0:
+            raise InvalidArgument("controller_warmup_epochs", self.controller_warmup_epochs, "0 or positive", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(_Concern):
+    """Run"""
+
+    measure_noise: bool = field(False, "Two microbatches or more in every update, to measure the gradient noise.")
+    noise_half_life_epochs: float = field(0.5, "Half-life, in epochs, of the averages behind the gradient noise scale.")
+    microbatch_size: int | None = field(None, "Examples per device at once; default, chosen for each batch size.")
+    seed: int = field(0, "Seed of parameters, example order, augmentation and dropout, a whole number.")
+    eval_every_epochs: float = field(1.0, "Evaluate this often, in epochs.")
+    log_every_epochs: float = field(1.0, "Log training metrics this often, in epochs.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_positive("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs")
+        if self.seed < 0:
+            raise InvalidArgument("seed", self.seed, "a whole number >= 0", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a run's numbers depend on, by concern. The defaults are the digits preset's first schedule.
+
+    A field has the name of its flag, and all names differ.
+
+    >>> config = Config().replace(model="mlp", seed=3)
+    >>> config.task.model, config.run.seed, config.flat()["batch_size"]
+    ('mlp', 3, 8)
+    """
+
+    data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    conversion: ConversionConfig = ConversionConfig()
+    controller: ControllerConfig = ControllerConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        if self.controller.controller != "planned" and self.conversion.schedule != "decay_learning_rate":
+            allowed = "decay_learning_rate with a controller, which grows the batch"
+            raise InvalidArgument("schedule", self.conversion.schedule, allowed, "decay_learning_rate")
+        if self.optimizer.optimizer == "sgd" and self.conversion.scale_momentum is not None:
+            allowed = "left out with optimizer=sgd, which has no momentum"
+            raise InvalidArgument("scale_momentum", self.conversion.scale_momentum, allowed, "optimizer=momentum")
+
+    def replace(self, **fields: Any) -> "Config":
+        """A copy with other values of some fields, of any concern.
+
+        Raises:
+          InvalidArgument: a value cannot be used, or there is no such field.
+        """
+        changed: dict[str, dict[str, Any]] = {}
+        for name, value in fields.items():
+            changed.setdefault(_OWNERS[check_choice("field", name, _OWNERS)], {})[name] = value
+        concerns = {owner: dataclasses.replace(getattr(self, owner), **values) for owner, values in changed.items()}
+        return dataclasses.replace(self, **concerns)
+
+    def flat(self) -> dict[str, Any]:
+        """The value of every field of every concern, by its name."""
+        return {name: getattr(getattr(self, owner), name) for name, owner in _OWNERS.items()}
+
+
+CONCERNS: dict[str, Any] = {one.name: one.type for one in dataclasses.fields(Config)}
+_OWNERS = {one.name: owner for owner, concern in CONCERNS.items() for one in dataclasses.fields(concern)}

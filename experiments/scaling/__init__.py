@@ -1,0 +1,1 @@
+"""Time and devices of a plan, predicted: `python -m experiments.scaling`."""

@@ -1,0 +1,139 @@
+"""Data sets that never change, the endless stream, and augmentation by position."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
+from bsjax.data.augmentation import augment
+from bsjax.engine.step import example_keys, split_keys
+
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
+
+
+# The stream.
+
+
+@PROPERTY
+@given(st.integers(1, 40), st.integers(0, 200), st.lists(st.integers(0, 60), max_size=8), st.integers(0, 2**32))
+def test_batches_of_any_sizes_cut_the_same_stream(dataset_size, start, batch_sizes, seed):
+    epochs = range((start + sum(batch_sizes)) // dataset_size + 1)
+    stream = np.concatenate([np.random.default_rng([seed, epoch]).permutation(dataset_size) for epoch in epochs])
+    example_stream, taken = ExampleStream(dataset_size, seed), start
+    for batch_size in batch_sizes:
+        indices = example_stream.indices(taken, batch_size)
+        assert indices.dtype == np.int32
+        np.testing.assert_array_equal(indices, stream[taken : taken + batch_size])
+        taken += batch_size
+
+
+def test_every_epoch_is_another_permutation_and_every_seed_other_ones():
+    epochs = np.array([ExampleStream(100, seed).indices(0, 300).reshape(3, 100) for seed in (0, 1)]).reshape(6, 100)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(100), (6, 1)))
+    assert len(np.unique(epochs, axis=0)) == 6
+
+
+# Augmentation.
+
+KEY = jax.random.PRNGKey(7)
+SIDE, PADDING = 6, 4
+IMAGE = np.arange(1, 2 * SIDE**2 + 1, dtype=np.float32).reshape(SIDE, SIDE, 2)
+
+
+def augmented(name, positions, key=KEY, image=IMAGE):
+    positions = np.asarray(positions, np.uint64)
+    halves = [(half & np.uint64(2**32 - 1)).astype(np.uint32) for half in (positions >> np.uint64(32), positions)]
+    images = jnp.broadcast_to(image, (len(positions), *image.shape))
+    return np.asarray(jax.jit(augment, static_argnums=0)(name, images, split_keys(example_keys(key, *halves))[0]))
+
+
+def draws(name, positions, **options):
+    """[n, 3]: top, left and flipped of the crop of the padded image at each position."""
+    padded = np.pad(IMAGE, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    found = {}
+    for top, left in np.ndindex(2 * PADDING + 1, 2 * PADDING + 1):
+        crop = padded[top : top + SIDE, left : left + SIDE]
+        found |= {crop.tobytes(): (top, left, False), crop[:, ::-1].tobytes(): (top, left, True)}
+    assert len(found) == 2 * 81  # all crops differ
+    return np.array([found[image.tobytes()] for image in augmented(name, positions, **options)])
+
+
+@pytest.mark.parametrize("name", ["crop", "crop_flip"])
+def test_crops_and_flips_are_uniform(name):
+    top, left, flipped = draws(name, np.arange(1620)).T
+    assert np.bincount(9 * top + left, minlength=81).min() > 0  # 20 of each are expected
+    for offset in (top, left):
+        assert np.abs(np.bincount(offset, minlength=9) - 180).max() < 50  # four standard deviations
+    if name == "crop":
+        assert not flipped.any()
+    else:
+        assert abs(flipped.sum() - 810) < 80
+        assert np.abs(np.corrcoef([top, left, flipped]) - np.eye(3)).max() < 0.1
+
+
+def test_no_augmentation():
+    np.testing.assert_array_equal(augmented("none", [0, 1]), [IMAGE, IMAGE])
+
+
+def test_augmentation_depends_on_the_seed_and_the_position_alone():
+    positions = np.arange(40)
+    alone = augmented("crop_flip", positions)
+    np.testing.assert_array_equal(augmented("crop_flip", positions[::-1])[::-1], alone)
+    np.testing.assert_array_equal(np.concatenate([augmented("crop_flip", [p]) for p in positions]), alone)
+    # Whatever the image, the draw is the same.
+    other = IMAGE[:, :, ::-1]
+    np.testing.assert_array_equal(augmented("crop_flip", positions, image=other), alone[:, :, :, ::-1])
+    assert (draws("crop_flip", positions, key=jax.random.PRNGKey(8)) != draws("crop_flip", positions)).any()
+
+
+def test_positions_have_64_bits():
+    low = np.arange(40, dtype=np.uint64)
+    for high in (1, 2, 2**31):
+        assert (draws("crop_flip", low + np.uint64(high << 32)) != draws("crop_flip", low)).any(axis=1).sum() > 20
+
+
+def test_draws_are_the_same_in_float64():
+    expected = augmented("crop_flip", np.arange(40))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(augmented("crop_flip", np.arange(40), image=IMAGE.astype(np.float64)), expected)
+
+
+# Data sets.
+
+
+def checksums(source):
+    return tuple(zlib.crc32(source.examples[key].tobytes()) for key in ("image", "label"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "expected"),
+    [
+        ("digits", [(1437, 8, 8, 1), (360, 8, 8, 1)], [(3413791383, 978304894), (1422912373, 612558802)]),
+        ("synthetic", [(2048, 32, 32, 3), (512, 32, 32, 3)], [(3108428564, 753601383), (447556091, 2245286786)]),
+    ],
+)
+def test_data_sets_never_change(name, shapes, expected):
+    dataset = load_dataset(name)
+    sources = (dataset.train, dataset.test)
+    assert [source.examples["image"].shape for source in sources] == shapes
+    assert [checksums(source) for source in sources] == expected
+    for source in sources:
+        assert (source.examples["image"].dtype, source.examples["label"].dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(np.unique(source.examples["label"]), np.arange(dataset.num_classes))
+
+
+def test_mean_and_standard_deviation_are_of_the_training_pixels():
+    images = np.random.RandomState(0).randint(256, size=(5, 4, 3, 3)).astype(np.uint8)
+    images[..., 2] = 9  # a channel without contrast must not be divided by zero
+    train, test = (
+        ArraySource({"image": part, "label": np.zeros(len(part), np.int32)}) for part in (images, images[:1] // 2)
+    )
+    dataset = Dataset("some", train, test, ("zero",))
+    pixels = images.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(dataset.mean, pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(dataset.std, np.maximum(pixels.std(axis=0), 1e-3), rtol=1e-6)

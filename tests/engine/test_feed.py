@@ -1,0 +1,193 @@
+"""Images on the devices and images on the host: the same numbers; and what is gathered ahead of time."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bsjax import InvalidArgument, Update
+from bsjax.data import ArraySource, ExampleStream
+from bsjax.engine import Engine, feed
+from bsjax.engine.feed import DeviceFeed, HostFeed, create_feeds
+from bsjax.models import CNN
+from bsjax.optimizers import create_optimizer
+from bsjax.tasks import Classification
+
+TRAIN_SIZE = 45
+KEY = jax.random.PRNGKey(5)
+# Batch sizes of consecutive updates: several microbatches, growing, one microbatch, shrinking; all with padding.
+BATCH_SIZES = (40, 40, 56, 8, 72, 24, 24, 16)
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset):
+    return make_dataset(TRAIN_SIZE)
+
+
+@pytest.fixture
+def make_feed(dataset):
+    """A function that makes a feed of the training examples on some devices."""
+
+    def make(kind, num_devices=1):
+        return kind(dataset.train, ExampleStream(TRAIN_SIZE, seed=2), KEY, jax.devices()[:num_devices])
+
+    return make
+
+
+def read(pool, address):
+    """What the programs read there: images, labels and positions where there is an example, and the key."""
+    examples, key, address = jax.tree.map(np.asarray, (*pool, address))
+    images, labels = examples["image"], examples["label"]
+    found = []
+    for device, (index, position_hi, position_lo) in enumerate(address):
+        for i, hi, lo in zip(index, position_hi, position_lo, strict=True):
+            found.append((images[device, i].tobytes(), int(labels[device, i]), hi, lo) if i >= 0 else None)
+    return found, key.tolist()
+
+
+@pytest.mark.parametrize(("num_devices", "microbatch_size"), [(1, 16), (2, 8), (8, 2), (8, 16)])
+def test_both_feeds_read_the_same(make_feed, num_devices, microbatch_size):
+    feeds = [make_feed(kind, num_devices) for kind in (DeviceFeed, HostFeed)]
+    start = 0
+    for batch_size in BATCH_SIZES:
+        batches = [
+            [read(*microbatch) for microbatch in one.microbatches(start, batch_size, microbatch_size)] for one in feeds
+        ]
+        assert batches[0] == batches[1]
+        assert sum(example is not None for found, _ in batches[0] for example in found) == batch_size
+        start += batch_size
+
+
+def test_shapes_are_those_of_microbatches(make_feed):
+    for kind in (DeviceFeed, HostFeed):
+        one = make_feed(kind, 2)
+        [microbatch] = one.microbatches(0, 16, 8)
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), one.shapes(8))
+        assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), microbatch)
+
+
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_training_and_evaluation_are_the_same_to_the_last_bit(dataset, random_state, num_devices):
+    """With augmentation, dropout, ghosts that span devices, and batches of one and of several microbatches."""
+    devices, model = jax.devices()[:num_devices], CNN(10, depth=1, width=2, dropout=0.3, ghost_batch_size=8)
+    outcomes = []
+    for examples_on in ("device", "host"):
+        engine = Engine(
+            Classification(model, augmentation="crop_flip", mean=dataset.mean, std=dataset.std),
+            create_optimizer("momentum"),
+            dataset.train,
+            dataset.test,
+            BATCH_SIZES,
+            microbatch_size=16 // num_devices,
+            examples_on=examples_on,
+            devices=devices,
+        )
+        state = engine.place(random_state(model, create_optimizer("momentum"), (8, 8, 1)))
+        start, all_metrics = 0, []
+        for batch_size in BATCH_SIZES:
+            state, metrics = engine.update(state, Update(0, start, batch_size, 0.1, 0.9))
+            all_metrics.append(metrics.read())
+            start += batch_size
+        outcomes.append((state.params, all_metrics, engine.evaluate(state), engine.num_compilations))
+    jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
+class Recording(ArraySource):
+    """Keeps the threads that have gathered from it."""
+
+    def __init__(self, source):
+        super().__init__(source.examples)
+        self.threads = []
+
+    def gather(self, indices):
+        self.threads.append(threading.current_thread().name)
+        return super().gather(indices)
+
+    def wait_for(self, count):
+        deadline = time.monotonic() + 60
+        while len(self.threads) < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(self.threads) == count
+
+
+def test_microbatches_are_gathered_before_they_are_needed(dataset):
+    source = Recording(dataset.train)
+    one = HostFeed(source, ExampleStream(TRAIN_SIZE, seed=2), KEY, jax.devices()[:1])
+    assert len(list(one.microbatches(0, 8, 2))) == 4
+    source.wait_for(8)  # those of the next update as well
+    assert all(name.startswith("gather") for name in source.threads)
+    list(one.microbatches(8, 8, 2))
+    source.wait_for(12)
+    list(one.microbatches(16, 12, 2))  # a larger batch begins with the microbatches that were expected
+    source.wait_for(18)
+
+
+def test_examples_without_a_stream_are_not_gathered_beyond_their_end(dataset):
+    source = Recording(dataset.test)
+    one = HostFeed(source, None, KEY, jax.devices()[:1])
+    for count in (1, 2):
+        found = [read(*microbatch)[0] for microbatch in one.microbatches(0, 37, 8)]
+        labels = [example[1] for part in found for example in part if example]
+        np.testing.assert_array_equal(labels, dataset.test.examples["label"])
+        assert len(source.threads) == 5 * count
+
+
+def test_an_error_while_gathering_is_not_lost(dataset):
+    class Broken(ArraySource):
+        def gather(self, indices):
+            raise OSError("the disk is gone")
+
+    one = HostFeed(Broken(dataset.train.examples), ExampleStream(TRAIN_SIZE, seed=2), KEY, jax.devices()[:1])
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(one.microbatches(0, 8, 2))
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(4, DeviceFeed), (3.99, HostFeed)])
+def test_examples_live_on_the_devices_where_they_take_a_quarter_of_the_memory_at_most(
+    dataset, monkeypatch, memory, expected
+):
+    size = dataset.train.nbytes + dataset.test.nbytes
+    monkeypatch.setattr(feed, "memory_bytes", lambda devices: memory * size)
+    arguments = dataset.train, dataset.test, ExampleStream(TRAIN_SIZE, 0), KEY, jax.devices()[:1]
+    assert [type(one) for one in create_feeds("auto", *arguments)] == [expected] * 2
+
+
+class Streamed:
+    """A source that cannot live on a device."""
+
+    nbytes = None
+    fingerprint = "streamed"
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def gather(self, indices):
+        return self.source.gather(indices)
+
+
+@pytest.mark.parametrize(
+    ("examples_on", "message"),
+    [
+        ("devise", "examples_on is 'devise'; it must be one of auto, device, host; nearest: device"),
+        (
+            "device",
+            "examples_on is 'device'; it must be auto or host for a Streamed, which cannot live on a device; "
+            "nearest: host",
+        ),
+    ],
+)
+def test_bad_input(dataset, examples_on, message):
+    with pytest.raises(InvalidArgument) as refusal:
+        arguments = Streamed(dataset.train), dataset.test, ExampleStream(TRAIN_SIZE, 0), KEY, jax.devices()[:1]
+        create_feeds(examples_on, *arguments)
+    assert str(refusal.value) == message
+
+
+def test_what_cannot_live_on_a_device_stays_on_the_host(dataset):
+    arguments = Streamed(dataset.train), dataset.test, ExampleStream(TRAIN_SIZE, 0), KEY, jax.devices()[:1]
+    assert [type(one) for one in create_feeds("auto", *arguments)] == [HostFeed] * 2
