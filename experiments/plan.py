@@ -49,7 +49,7 @@ def _layout_columns(config: Config, plan: Plan, num_devices: int) -> dict[str, A
         build.unit_of(config),
         range(1, num_devices + 1),
         max_microbatch_size("accelerator", 0),
-        config.run.microbatch_size,
+        build.fixed_microbatch_size(config),
     )
     return {
         "devices": lambda phase: str(layouts(phase.batch_size).num_devices),

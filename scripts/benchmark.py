@@ -62,7 +62,7 @@ CHANGING_BATCH_SIZES = (64, 96, 128, 256, 512, 1024, 2048, 4096)
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
-def measure_throughput(batch_size: int, microbatch_size: int | None) -> dict[str, Any]:
+def measure_throughput(batch_size: int, microbatch_size: int | str) -> dict[str, Any]:
     """Engine over bare loop in images/s."""
     pair = loops.EngineLoop(_model(), [batch_size], microbatch_size), loops.BareLoop(_model())
     # Compiles, and shows whether the two do the same.
@@ -73,7 +73,7 @@ def measure_throughput(batch_size: int, microbatch_size: int | None) -> dict[str
     row = {
         "batch_size": batch_size,
         "microbatch_size": pair[0].engine.layout(batch_size).microbatch_size,
-        "automatic": microbatch_size is None,
+        "automatic": microbatch_size == "measure",
         "engine_images_per_second": engine_ips,
         "bare_images_per_second": bare_ips,
         **turns,
@@ -81,7 +81,7 @@ def measure_throughput(batch_size: int, microbatch_size: int | None) -> dict[str
         "max_loss_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
     }
     print(
-        f"throughput, batch {batch_size}, {'automatic ' if microbatch_size is None else ''}microbatch "
+        f"throughput, batch {batch_size}, {'automatic ' if microbatch_size == 'measure' else ''}microbatch "
         f"{row['microbatch_size']}: engine {engine_ips:.0f}, bare loop {bare_ips:.0f} images/s, ratio {_ratio(row)}",
         flush=True,
     )
@@ -120,7 +120,7 @@ def measure_checkpoints() -> dict[str, Any]:
     recipe = Recipe(steps, 8, len(digits.train), num_epochs)
     plan = recipe.increase_batch_size(max_batch_size=144, multiple_of=8).plan()
     tx = create_optimizer("momentum", weight_decay=loops.WEIGHT_DECAY)
-    engine = loops.make_engine(create_model("cnn", 10, 8), tx, digits, np.unique(plan.batch_sizes).tolist(), None)
+    engine = loops.make_engine(create_model("cnn", 10, 8), tx, digits, np.unique(plan.batch_sizes).tolist(), "auto")
     intervals = run.Intervals(checkpoint_every_epochs=10.0, checkpoint_min_s=2.0, keep_checkpoints=99)
     without = (mock.patch("bsjax.run.checkpoint.Checkpoints.save", lambda *_: None),)
     num_written = []
@@ -211,7 +211,7 @@ def measure_batch_size_change(name: str, batch_sizes: Sequence[int], phase_size:
     "engine" has one microbatch size. "engine_automatic" chooses one for each phase, and compiles for the next phase in
     the background, as `bsjax.run.train` does.
     """
-    microbatch_size = MICROBATCH_SIZE if name == "engine" else None
+    microbatch_size = MICROBATCH_SIZE if name == "engine" else "measure"
     engine = None if name == "bare" else loops.EngineLoop(_model(), batch_sizes, microbatch_size)
     loop = engine or loops.BareLoop(_model())
     events: list[str] = []
@@ -265,7 +265,7 @@ def measure() -> dict[str, Any]:
         results["memory"] = [measure_memory(name, batch_sizes) for name in ("engine", "bare")]
     if "throughput" in _PARTS.value:
         fixed = [measure_throughput(int(size), int(size)) for size in _FIXED.value]
-        results["throughput"] = fixed + [measure_throughput(int(size), None) for size in _AUTOMATIC.value]
+        results["throughput"] = fixed + [measure_throughput(int(size), "measure") for size in _AUTOMATIC.value]
     if "gradient_noise" in _PARTS.value:
         results["gradient_noise"] = measure_gradient_noise()
     if "checkpoints" in _PARTS.value:

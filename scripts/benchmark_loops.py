@@ -24,7 +24,7 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BATCH_NORM_DECAY = 0.02, 0.9, 5e-4, 0.99
 class EngineLoop:
     """Updates by the engine, on one device."""
 
-    def __init__(self, model: nn.Module, batch_sizes: Sequence[int], microbatch_size: int | None):
+    def __init__(self, model: nn.Module, batch_sizes: Sequence[int], microbatch_size: int | str):
         tx = create_optimizer("momentum", weight_decay=WEIGHT_DECAY)
         self.engine = make_engine(model, tx, synthetic_twice(), batch_sizes, microbatch_size, jax.devices()[:1])
         self.state = self.engine.init()
@@ -67,7 +67,7 @@ class BareLoop:
         self._step = jax.jit(step, donate_argnums=0)
         examples = dataset.train.gather(np.arange(len(dataset.train)))
         self._data = jax.device_put((examples["image"], examples["label"]), device)
-        params, batch_stats, _ = first_replica(EngineLoop(model, [], None).state)
+        params, batch_stats, _ = first_replica(EngineLoop(model, [], "auto").state)
         self.state = jax.device_put((params, batch_stats, tx.init(params)), device)
         self._stream = ExampleStream(len(dataset.train), seed=0)
         self.examples_seen = 0
@@ -94,7 +94,7 @@ def make_engine(
     tx: optax.GradientTransformation,
     dataset: Dataset,
     batch_sizes: Sequence[int],
-    microbatch_size: int | None,
+    microbatch_size: int | str,
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
     """An engine that classifies a data set."""

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiling is most of what these tests do: this makes it three times faster. (At level 0 some gradients are NaN.)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"
+# Data sets and measured times that a test writes are not the user's; its processes inherit this.
+_CACHE = tempfile.TemporaryDirectory(prefix="bsjax-tests-")
+os.environ["BSJAX_DATA_DIR"] = _CACHE.name
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ the wait for the slowest device.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from bsjax.engine import layout
+from bsjax.engine.layout import StepTimes
 from bsjax.errors import InvalidArgument, check_whole
 from bsjax.plan import Phase, Plan
 
@@ -61,54 +60,6 @@ class AllReduce:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepTimes:
-    """The times of the engine's two steps on one device.
-
-    Times are interpolated between the given microbatch sizes. A smaller microbatch takes as long as the smallest, a
-    larger one as long per example as the largest: these are the worst cases.
-
-    Args:
-      accumulate_s: seconds of `accumulate`, by microbatch size.
-      apply_update_s: seconds of `apply_update`, without its all-reduce.
-
-    Raises:
-      InvalidArgument: there is no size, or a size or a time is out of range.
-
-    >>> times = StepTimes({8: 0.002, 32: 0.005}, apply_update_s=0.001)
-    >>> [times.accumulate(size) for size in (4, 8, 16, 32, 64)]
-    [0.002, 0.002, 0.003, 0.005, 0.01]
-    """
-
-    accumulate_s: Mapping[int, float]
-    apply_update_s: float
-
-    def __post_init__(self):
-        if not self.accumulate_s:
-            raise InvalidArgument("accumulate_s", self.accumulate_s, "seconds of at least one microbatch size")
-        for size, seconds in self.accumulate_s.items():
-            if not (size >= 1 and 0 < seconds < math.inf):
-                raise InvalidArgument("accumulate_s", {size: seconds}, "positive seconds by microbatch size")
-        _check_seconds("apply_update_s", self.apply_update_s)
-
-    @classmethod
-    def affine(
-        cls, microbatch_s: float, example_s: float, apply_update_s: float, max_microbatch_size: int = 1024
-    ) -> "StepTimes":
-        """A time per microbatch plus a time per example, up to a microbatch size.
-
-        >>> StepTimes.affine(0.001, 0.0001, apply_update_s=0).accumulate(10)
-        0.002
-        """
-        return cls({size: microbatch_s + size * example_s for size in (1, max_microbatch_size)}, apply_update_s)
-
-    def accumulate(self, microbatch_size: int) -> float:
-        """Seconds of one microbatch."""
-        sizes = sorted(self.accumulate_s)
-        seconds = np.interp(microbatch_size, sizes, [self.accumulate_s[size] for size in sizes])
-        return float(seconds) * max(1.0, microbatch_size / sizes[-1])
-
-
-@dataclasses.dataclass(frozen=True)
 class Costs:
     """The times of a model's updates on devices of one kind, and their layout.
 
@@ -119,8 +70,8 @@ class Costs:
       ghost_batch_size: of batch norm; 1 without it.
       num_shared_means: all-reduces per microbatch among the devices that share a ghost, where a device's microbatch is
         smaller than one: two per batch norm, forward and backward. They are so small that only their latency counts.
-      max_microbatch_size: the largest per device.
-      microbatch_size: per device, for all batch sizes; None chooses one for each, as `bsjax.engine.Engine` does.
+      microbatch_size: per device, for all batch sizes; None chooses the fastest for each, up to the largest size in
+        `step_times`, as `bsjax.engine.Engine` does with the same times.
 
     Raises:
       InvalidArgument: a number is out of range.
@@ -131,11 +82,10 @@ class Costs:
     num_bytes: int
     ghost_batch_size: int = 1
     num_shared_means: int = 0
-    max_microbatch_size: int = 1024
     microbatch_size: int | None = None
 
     def __post_init__(self):
-        least = {"num_bytes": 0, "ghost_batch_size": 1, "num_shared_means": 0, "max_microbatch_size": 1}
+        least = {"num_bytes": 0, "ghost_batch_size": 1, "num_shared_means": 0}
         for name, lowest in least.items():
             check_whole(name, getattr(self, name), lowest)
 
@@ -146,7 +96,7 @@ class UpdateTime(NamedTuple):
     microbatch_size: int  # per device
     num_microbatches: int  # on each device
     accumulate_s: float  # all microbatches, with the means of shared ghosts
-    apply_update_s: float  # without the all-reduce
+    apply_update_s: float  # without the all-reduce, and less what a single microbatch saves
     all_reduce_s: float
 
     @property
@@ -199,7 +149,7 @@ def predict(plan: Plan, num_devices: int | Sequence[int], costs: Costs) -> Predi
       InvalidArgument: a number of devices is not one, or a batch does not hold whole ghosts.
 
     >>> plan = Plan(100, batch_sizes=[8, 8, 32], learning_rates=[0.1] * 3, momentums=[0.9] * 3)
-    >>> costs = Costs(StepTimes({8: 2.0}, apply_update_s=0.5), AllReduce(0.25, math.inf), 0, max_microbatch_size=8)
+    >>> costs = Costs(StepTimes({8: 2.0}, apply_update_s=0.5), AllReduce(0.25, math.inf), 0)
     >>> predict(plan, 1, costs).wall_time_s, predict(plan, 4, costs).wall_time_s  # a device takes 2 s for 1 to 8
     (13.5, 10.5)
     >>> prediction = predict(plan, [1, 4], costs)
@@ -263,11 +213,12 @@ def best_num_devices(plan: Plan, device_counts: Sequence[int], costs: Costs, min
 
 def _update_times(plan: Plan, costs: Costs) -> Callable[[int, int], UpdateTime]:
     """A function from a batch size of the plan and a number of devices to what an update takes."""
-    batch_sizes, ghost = set(plan.batch_sizes.tolist()), costs.ghost_batch_size
+    batch_sizes, ghost, times = set(plan.batch_sizes.tolist()), costs.ghost_batch_size, costs.step_times
 
     @functools.cache
     def layouts(num_devices: int) -> layout.Layouts:
-        return layout.Layouts(batch_sizes, ghost, [num_devices], costs.max_microbatch_size, costs.microbatch_size)
+        largest = max(times.accumulate_s)
+        return layout.Layouts(batch_sizes, ghost, [num_devices], largest, costs.microbatch_size, times=times)
 
     @functools.cache
     def time_of(batch_size: int, num_devices: int) -> UpdateTime:
@@ -277,8 +228,8 @@ def _update_times(plan: Plan, costs: Costs) -> Callable[[int, int], UpdateTime]:
         return UpdateTime(
             microbatch_size=size,
             num_microbatches=count,
-            accumulate_s=count * (costs.step_times.accumulate(size) + shared_means_s),
-            apply_update_s=costs.step_times.apply_update_s,
+            accumulate_s=count * (times.accumulate(size) + shared_means_s),
+            apply_update_s=times.update(count, size) - count * times.accumulate(size),
             all_reduce_s=costs.all_reduce.seconds(costs.num_bytes, num_devices),
         )
 

@@ -15,6 +15,7 @@ An update in ten concepts, in the order in which one meets them:
 """
 
 from bsjax.engine.engine import Engine, UpdateMetrics, max_microbatch_size
+from bsjax.engine.layout import StepTimes
 from bsjax.engine.step import TrainState
 
-__all__ = ["Engine", "TrainState", "UpdateMetrics", "max_microbatch_size"]
+__all__ = ["Engine", "StepTimes", "TrainState", "UpdateMetrics", "max_microbatch_size"]

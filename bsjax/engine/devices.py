@@ -33,7 +33,7 @@ class Program:
     def __init__(self, function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()):
         self._pmapped = jax.pmap(function, axis_name=AXIS_NAME, devices=devices, donate_argnums=donate_argnums)
         self._sharding = _stacked(devices)
-        self._executables: dict[Any, Callable] = {}
+        self._executables: dict[Any, jax.stages.Compiled] = {}
         self._locks: dict[Any, threading.Lock] = {}
         self._counting = threading.Lock()
         # CPU devices of a process share its threads. Too many collectives in flight starve each other
@@ -53,6 +53,13 @@ class Program:
                 with self._counting:  # two shapes may be compiled at the same time
                     self.num_compilations += 1
                     self.compile_time_s += time.perf_counter() - start
+
+    def temporary_bytes(self, shape: Any) -> int:
+        """Bytes that a compiled executable takes on each device beyond its arguments; 0 where XLA does not say."""
+        analysis = self._executables[shape].memory_analysis()
+        if analysis is None:
+            return 0
+        return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
     def __call__(self, shape: Any, *args: Any) -> Any:
         """Runs the executable for `shape`, a hashable that stands for the shapes of args.
@@ -144,6 +151,16 @@ def barrier(name: str) -> None:
 def largest_of_all_processes(value: int) -> int:
     """The largest of the values that the processes call this with."""
     return int(multihost_utils.process_allgather(np.int32(value)).max()) if jax.process_count() > 1 else value
+
+
+def from_first_process(value: Any) -> Any:
+    """What process 0 calls this with, that JSON can hold; the others' values are ignored."""
+    if jax.process_count() == 1:
+        return value
+    text = json.dumps(value).encode() if is_first_process() else b""
+    longest = largest_of_all_processes(len(text))
+    padded = np.frombuffer(text.ljust(longest), np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
 
 
 def check_same_everywhere(values: Mapping[str, Any]) -> None:

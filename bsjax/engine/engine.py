@@ -13,7 +13,8 @@ from bsjax.data import ExampleStream, Source
 from bsjax.engine.contract import check_arguments, hyperparameter_names
 from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
-from bsjax.engine.layout import Layouts
+from bsjax.engine.layout import Layouts, StepTimes
+from bsjax.engine.measure import step_times
 from bsjax.engine.programs import Programs
 from bsjax.engine.step import Steps, TrainState
 from bsjax.errors import InvalidArgument, check_choice
@@ -69,7 +70,9 @@ class Engine:
       test: the examples of the evaluation.
       batch_sizes: those that are to come, for the choice of microbatches; others run as well.
       seed: of the initial parameters, the order of the examples, and their randomness.
-      microbatch_size: per device, for all batch sizes; None chooses one for each.
+      microbatch_size: per device, for all batch sizes; "auto" chooses one for each by a rule of thumb, "measure" by the
+        times of the steps, which are measured before the first update (for some seconds, once per task, optimizer and
+        machine: see `bsjax.engine.measure`) or given: a `bsjax.engine.layout.StepTimes`.
       examples_on: see `bsjax.engine.feed.create_feeds`; the numbers are the same.
       devices: default, all of all processes.
       grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.engine.layout.Layouts`.
@@ -108,7 +111,7 @@ class Engine:
         test: Source,
         batch_sizes: Iterable[int],
         seed: int = 0,
-        microbatch_size: int | None = None,
+        microbatch_size: int | str | StepTimes = "auto",
         examples_on: str = "auto",
         devices: Sequence[jax.Device] | None = None,
         grow_devices: bool = False,
@@ -118,16 +121,39 @@ class Engine:
         example = check_arguments(task, tx, train, test)
         self.task = task
         self.devices = list(devices or all_devices())
-        # Chooses the number of devices, and the microbatch on each, that a batch size runs with.
-        self.layout = Layouts(
-            batch_sizes,
-            task.group_size,
-            self._numbers_of_devices(grow_devices),
-            max_microbatch_size(self.devices[0].platform, max(array.size for array in jax.tree.leaves(example))),
-            microbatch_size,
-            measure_noise,
-            task.groups_may_span_devices,
-        )
+        if isinstance(microbatch_size, str) and microbatch_size not in ("auto", "measure"):
+            raise InvalidArgument("microbatch_size", microbatch_size, "a whole number, auto or measure", "measure")
+        fixed = microbatch_size if isinstance(microbatch_size, int) else None
+        example_size = max(array.size for array in jax.tree.leaves(example))
+        largest = max_microbatch_size(self.devices[0].platform, example_size)
+        batch_sizes = sorted(set(batch_sizes))
+
+        def layouts(times: StepTimes | None) -> Layouts:
+            return Layouts(
+                batch_sizes,
+                task.group_size,
+                self._numbers_of_devices(grow_devices),
+                max(times.accumulate_s) if times else largest,
+                fixed,
+                measure_noise,
+                task.groups_may_span_devices,
+                times,
+            )
+
+        self._make_layouts = layouts
+        self._layouts = layouts(None)  # refuses what no layout can do
+        self._is_to_measure = microbatch_size == "measure"
+        self._smallest_batch_size = batch_sizes[0] if batch_sizes else task.group_size
+        self._about_times = {
+            "task": task.identity,
+            "optimizer": describe_constants(tx),
+            "example": str(jax.tree.map(lambda array: f"{array.dtype}{array.shape[1:]}", example)),
+            "examples_on": examples_on,
+        }
+        self._device_names = [device.device_kind for device in self.devices]
+        self._measured: dict[str, Any] | None = None
+        if isinstance(microbatch_size, StepTimes):
+            self._layouts = layouts(microbatch_size)
 
         steps = Steps(task, tx)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
@@ -164,6 +190,54 @@ class Engine:
     def num_devices(self) -> int:
         """Of all processes."""
         return len(self.devices)
+
+    @property
+    def layout(self) -> Layouts:
+        """Chooses the number of devices, and the microbatch on each, that a batch size runs with; measures if asked to.
+
+        Measure after `check_hyperparameters` where updates have others than a learning rate and a momentum.
+        """
+        if self._is_to_measure:
+            self._is_to_measure = False
+            if not self._names:
+                self.check_hyperparameters({"learning_rate": 0.0, "momentum": 0.0})
+            times, note = step_times(
+                self._on(self.num_devices),
+                self.init,
+                len(self._names) + 1,
+                self.task.group_size,
+                self._smallest_batch_size,
+                len(self._train),
+                self.task.groups_may_span_devices,
+                self._about_times,
+            )
+            self._use({"devices": self._device_names, "times": times.to_json(), "note": note})
+        return self._layouts
+
+    @property
+    def measured_times(self) -> dict[str, Any] | None:
+        """The times that decide the layouts, as JSON, if they were measured: for a checkpoint, see `use_times`."""
+        return self._measured
+
+    def use_times(self, measured: Mapping[str, Any] | None) -> None:
+        """Takes another engine's `measured_times` instead of measuring, unless it had other devices."""
+        if self._is_to_measure and measured is not None and measured["devices"] == self._device_names:
+            self._is_to_measure = False
+            self._use(measured)
+
+    def describe_layouts(self, batch_sizes: Iterable[int]) -> str:
+        """A line with the microbatch of each batch size and the measurement behind it; "" if nothing was measured."""
+        layout, measured = self.layout, self._measured
+        if measured is None:
+            return ""
+        chosen = ", ".join(f"{layout(size).microbatch_size} (batch {size})" for size in batch_sizes)
+        times = StepTimes.from_json(measured["times"])
+        speeds = ", ".join(f"{size}: {size / seconds:,.0f}" for size, seconds in times.accumulate_s.items())
+        return f"Microbatches per device: {chosen}. Measured {self.task.unit}/s: {speeds}; {measured['note']}."
+
+    def _use(self, measured: Mapping[str, Any]) -> None:
+        self._measured = dict(measured)
+        self._layouts = self._make_layouts(StepTimes.from_json(measured["times"]))
 
     def init(self) -> TrainState:
         """The state before the first update, stacked over the devices."""
@@ -214,7 +288,7 @@ class Engine:
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over the test examples, each once: "test_loss", and "test_NAME" for each of the task's metrics."""
         programs = self._on(_num_devices(state))
-        means = programs.evaluate(state, self.layout.microbatch_sizes[len(programs.devices)][-1])
+        means = programs.evaluate(state, self.layout.fastest(len(programs.devices)))
         return {f"test_{name}": mean for name, mean in means.items()}
 
     def compile_ahead(self, state: TrainState, batch_size: int) -> None:

@@ -6,8 +6,10 @@ weight 0. So any batch size runs with any microbatch size, and the order of exam
 every group, is the same in all layouts.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,6 +73,83 @@ def candidate_microbatch_sizes(
     return sizes
 
 
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    r"""The times of the engine's steps on one device, with all devices at work.
+
+    An update in k microbatches of M takes
+
+    .. math:: k \, accumulate(M) + apply\_update - [k = 1] \, single\_saving
+
+    Times are interpolated between the given microbatch sizes. A smaller microbatch takes as long as the smallest, a
+    larger one as long per example as the largest: these are the worst cases.
+
+    Args:
+      accumulate_s: seconds of `accumulate`, by microbatch size.
+      apply_update_s: seconds of `apply_update`, without its all-reduce.
+      single_saving_s: seconds that an update of one microbatch saves, which needs no accumulator.
+
+    Raises:
+      InvalidArgument: there is no size, or a size or a time is out of range.
+
+    >>> times = StepTimes({8: 0.002, 32: 0.005}, apply_update_s=0.001)
+    >>> [times.accumulate(size) for size in (4, 8, 16, 32, 64)]
+    [0.002, 0.002, 0.003, 0.005, 0.01]
+    >>> times.update(num_microbatches=2, microbatch_size=32)
+    0.011
+    """
+
+    accumulate_s: Mapping[int, float]
+    apply_update_s: float
+    single_saving_s: float = 0.0
+
+    def __post_init__(self):
+        if not self.accumulate_s:
+            raise InvalidArgument("accumulate_s", self.accumulate_s, "seconds of at least one microbatch size")
+        for size, seconds in self.accumulate_s.items():
+            if not (size >= 1 and 0 < seconds < math.inf):
+                raise InvalidArgument("accumulate_s", {size: seconds}, "positive seconds by microbatch size")
+        for name in ("apply_update_s", "single_saving_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidArgument(name, getattr(self, name), "a number of seconds >= 0", 0)
+
+    @classmethod
+    def affine(
+        cls, microbatch_s: float, example_s: float, apply_update_s: float, max_microbatch_size: int = 1024
+    ) -> "StepTimes":
+        """A time per microbatch plus a time per example, up to a microbatch size.
+
+        >>> StepTimes.affine(0.001, 0.0001, apply_update_s=0).accumulate(10)
+        0.002
+        """
+        return cls({size: microbatch_s + size * example_s for size in (1, max_microbatch_size)}, apply_update_s)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StepTimes":
+        """The inverse of `to_json`.
+
+        >>> times = StepTimes({8: 0.002}, 0.001)
+        >>> StepTimes.from_json(times.to_json()) == times
+        True
+        """
+        return cls(**{**value, "accumulate_s": {int(size): s for size, s in value["accumulate_s"].items()}})
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, whose keys are text."""
+        return {**dataclasses.asdict(self), "accumulate_s": {str(size): s for size, s in self.accumulate_s.items()}}
+
+    def accumulate(self, microbatch_size: int) -> float:
+        """Seconds of one microbatch."""
+        sizes = sorted(self.accumulate_s)
+        seconds = np.interp(microbatch_size, sizes, [self.accumulate_s[size] for size in sizes])
+        return float(seconds) * max(1.0, microbatch_size / sizes[-1])
+
+    def update(self, num_microbatches: int, microbatch_size: int) -> float:
+        """Seconds of an update, without its all-reduce."""
+        saving = self.single_saving_s if num_microbatches == 1 else 0.0
+        return max(num_microbatches * self.accumulate(microbatch_size) + self.apply_update_s - saving, 0.0)
+
+
 class Layout(NamedTuple):
     """How a batch size runs."""
 
@@ -81,8 +160,8 @@ class Layout(NamedTuple):
 class Layouts:
     """Chooses how each batch size runs: with microbatches of few shapes, on one of several numbers of devices.
 
-    The fastest layout is taken; of equal ones that with the largest microbatch, on the fewest devices. A microbatch
-    costs its examples, padding included, plus a fixed cost as of 1/16 of the largest that is possible.
+    The fastest layout is taken; of equal ones that with the largest microbatch, on the fewest devices. Without measured
+    times, a microbatch costs its examples, padding included, plus a fixed cost as of 1/16 of the largest possible one.
 
     Args:
       batch_sizes: those that are to come. If they are many, microbatches come in powers of two.
@@ -93,6 +172,10 @@ class Layouts:
       measure_noise: only layouts in which the gradient noise can be measured: two microbatches at least, on one device
         or many, of whole groups.
       groups_may_span_devices: whether neighbouring devices may share a group.
+      times: of the steps, which decide what is fastest.
+
+    Attributes:
+      microbatch_sizes: the possible ones, by number of devices.
 
     Raises:
       InvalidArgument: a batch or microbatch size that does not hold whole groups, or no two microbatches.
@@ -113,6 +196,7 @@ class Layouts:
         microbatch_size: int | None = None,
         measure_noise: bool = False,
         groups_may_span_devices: bool = True,
+        times: StepTimes | None = None,
     ):
         batch_sizes = sorted(set(batch_sizes))
         check_batch_sizes(batch_sizes, group_size)
@@ -133,6 +217,10 @@ class Layouts:
                 for n in numbers_of_devices
                 if _fits(microbatch_size, group_size, n, groups_may_span_devices)
             }
+        self._times = {
+            n: times or StepTimes.affine(sizes[-1] / 16, 1.0, 0.0, sizes[-1])
+            for n, sizes in self.microbatch_sizes.items()
+        }
         for smallest in batch_sizes[:1]:  # if it can be measured, all can
             self(smallest)
 
@@ -143,8 +231,8 @@ class Layouts:
 
             def cost(layout: Layout) -> tuple[float, int, int]:
                 num_devices, size = layout
-                fixed = self.microbatch_sizes[num_devices][-1] / 16
-                return num_microbatches(batch_size, size, num_devices) * (size + fixed), -size, num_devices
+                seconds = self._times[num_devices].update(num_microbatches(batch_size, size, num_devices), size)
+                return seconds, -size, num_devices
 
             possible = [Layout(n, size) for n, sizes in self.microbatch_sizes.items() for size in sizes]
             if self._measure_noise:
@@ -153,6 +241,11 @@ class Layouts:
                     self._refuse(batch_size)
             self._chosen[batch_size] = min(possible, key=cost)
         return self._chosen[batch_size]
+
+    def fastest(self, num_devices: int) -> int:
+        """The microbatch size with the most examples per second."""
+        times = self._times[num_devices]
+        return min(self.microbatch_sizes[num_devices], key=lambda size: (times.accumulate(size) / size, -size))
 
     def _is_measurable(self, batch_size: int, microbatch_size: int) -> bool:
         return self._group_size <= microbatch_size < batch_size

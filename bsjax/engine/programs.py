@@ -1,6 +1,7 @@
 """What a fixed set of devices runs: the programs of an update and of the evaluation, and the examples they read."""
 
 import concurrent.futures
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,11 +122,42 @@ class Programs:
         means = [float(total / num_examples) for total in totals]
         return dict(zip(self._eval_metrics, means, strict=False))
 
+    def microbatch_bytes(self, state: TrainState, microbatch_size: int) -> int:
+        """Compiles the accumulation of a microbatch; returns the bytes that it takes beyond state and examples."""
+        self._compile(jax.tree.map(_entry, state), microbatch_size, single=False)
+        return self._accumulate.temporary_bytes(microbatch_size)
+
+    def time_microbatches(self, state: TrainState, microbatch_size: int, count: int) -> float:
+        """Seconds for each of `count` microbatches, accumulated as in an update; `forget` what they add up to."""
+        if self._accumulator is None:
+            self._accumulator = self._zero_accumulator((), state)
+        start = time.perf_counter()
+        batch_size = count * microbatch_size * len(self.devices)
+        for pool, address in self._train.microbatches(0, batch_size, microbatch_size):
+            self._accumulator = self._accumulate(microbatch_size, self._accumulator, state, pool, address)
+        jax.block_until_ready(self._accumulator)
+        return (time.perf_counter() - start) / count
+
+    def time_updates(
+        self, state: TrainState, num_microbatches: int, microbatch_size: int, count: int, controls: Sequence[float]
+    ) -> tuple[float, TrainState]:
+        """Seconds for each of `count` updates, and the state after them."""
+        batch_size = num_microbatches * microbatch_size * len(self.devices)
+        start = time.perf_counter()
+        for _ in range(count):
+            state, metrics = self.update(state, 0, batch_size, microbatch_size, controls)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - start) / count, state
+
+    def forget(self) -> None:
+        """Sets the accumulator to zero."""
+        self._accumulator = None
+
     def compile_ahead(self, state: TrainState, batch_size: int, microbatch_size: int) -> None:
         """Begins to compile, in the background, what updates of a batch size need; `state` gives the shapes."""
         needed = microbatch_size, self._is_single(batch_size, microbatch_size)
         if needed not in self._compiling:
-            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+            shapes = jax.tree.map(_entry, state)
             enabled = jax.config.read("jax_enable_x64")
 
             def compile_with_our_precision() -> None:  # which a thread does not inherit
@@ -149,6 +181,11 @@ class Programs:
             self._zero_accumulator.compile((), state)
             self._accumulate.compile(microbatch_size, accumulator, state, pool, address)
             self._apply_update.compile((), state, accumulator, controls)
+
+
+def _entry(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape of a device's entry of a stacked array."""
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _read(pool: Any, address: jax.Array) -> Microbatch:

@@ -91,6 +91,11 @@ class Progress:
         if self._bar is None and self._show != "none":
             print(self._line(self._latest), file=self._file, flush=True)
 
+    def note(self, text: str) -> None:
+        """Prints a line of its own, unless it is empty."""
+        if text and self._show != "none":
+            print(text, file=self._file, flush=True)
+
     def close(self) -> None:
         """Draws the bar for the last time."""
         if self._bar is not None:

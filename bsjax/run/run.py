@@ -107,8 +107,10 @@ class Run:
             exits.enter_context(contextlib.closing(self._checkpoints))
             found, position = self._restore(fork)
             barrier("all have read the checkpoint")
+            layouts = engine.describe_layouts(self._batch_sizes)  # measures if need be
             self._writer = exits.enter_context(contextlib.closing(self._open_files(about, position)))
             self._progress = exits.enter_context(contextlib.closing(self._make_progress(show)))
+            self._progress.note(layouts)
             if jax.process_count() > 1:  # their clocks differ
                 intervals = dataclasses.replace(intervals, checkpoint_min_s=0.0)
             num_examples, now = controller.num_examples - self.state.log.start, time.perf_counter()
@@ -185,6 +187,7 @@ class Run:
             "identity": self._identity,
             "metrics": self._writer.flush(),
             "times": self._timer.to_json(),
+            "measured_times": self._engine.measured_times,
             **self.state.to_json(),
         }
         checkpoint = Checkpoint(self.state.log.num_updates, first_replica(self.state.train), progress)
@@ -285,6 +288,7 @@ class Run:
         if begin := found or fork:
             train = self._engine.place(begin.state)
         if found:
+            self._engine.use_times(found.progress.get("measured_times"))
             self.state = RunState.from_json(train, self._controller, found.progress)
             self._timer.resume(found.progress["times"])
             return True, Position(*found.progress["metrics"])
@@ -299,7 +303,7 @@ class Run:
             return MetricWriter(pathlib.Path(os.devnull))
         identities.claim(self._workdir, "run", self._identity)
         if about is not None:
-            write_json(self._workdir / "config.json", about)
+            write_json(self._workdir / "config.json", {**about, "measured_times": self._engine.measured_times})
         return MetricWriter(self._workdir / "metrics.jsonl", position)
 
     def _make_progress(self, show: str) -> Progress:

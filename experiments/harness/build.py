@@ -141,6 +141,12 @@ def model(config: Config, num_classes: int = 1) -> nn.Module:
         return create_model(settings.model, num_classes, settings.ghost_batch_size, settings.dropout, dtype, **given)
 
 
+def fixed_microbatch_size(config: Config) -> int | None:
+    """The microbatch size of all batch sizes; None where each has the fastest."""
+    size = config.run.microbatch_size
+    return size if isinstance(size, int) else None
+
+
 def unit_of(config: Config) -> int:
     """The number of examples that each batch is a multiple of: the ghost, or 1 without batch norm."""
     return ghost_batch_size_of(model(config))

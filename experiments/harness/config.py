@@ -175,13 +175,19 @@ class RunConfig(_Concern):
 
     measure_noise: bool = field(False, "Two microbatches or more in every update, to measure the gradient noise.")
     noise_half_life_epochs: float = field(0.5, "Half-life, in epochs, of the averages behind the gradient noise scale.")
-    microbatch_size: int | None = field(None, "Examples per device at once; default, chosen for each batch size.")
+    microbatch_size: int | str = field(
+        "measure",
+        "Examples per device at once: a whole number; measure, the fastest for each batch size, timed for some seconds "
+        "once per machine; or auto, by a rule of thumb.",
+    )
     seed: int = field(0, "Seed of parameters, example order, augmentation and dropout, a whole number.")
     eval_every_epochs: float = field(1.0, "Evaluate this often, in epochs.")
     log_every_epochs: float = field(1.0, "Log training metrics this often, in epochs.")
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.microbatch_size, str) and self.microbatch_size not in ("measure", "auto"):
+            raise InvalidArgument("microbatch_size", self.microbatch_size, "a whole number, measure or auto", "measure")
         self._check_positive("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs")
         if self.seed < 0:
             raise InvalidArgument("seed", self.seed, "a whole number >= 0", 0)

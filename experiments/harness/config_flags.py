@@ -1,5 +1,6 @@
 """A flag for each field of Config, in a group for each concern, and the Config that a command line gives."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -16,7 +17,7 @@ from bsjax.optimizers import OPTIMIZERS
 from experiments.harness.config import CONCERNS, MODELS_OF, Config, text
 
 _DEFINE: dict[Any, Any] = {
-    **dict.fromkeys((str, str | None, str | float), flags.DEFINE_string),
+    **dict.fromkeys((str, str | None, str | float, int | str), flags.DEFINE_string),
     **dict.fromkeys((int, int | None), flags.DEFINE_integer),
     **dict.fromkeys((float, float | None), flags.DEFINE_float),
     **dict.fromkeys((tuple[int, ...], tuple[float, ...], Any), flags.DEFINE_list),
@@ -161,11 +162,9 @@ def _parsed(name: str, value: Any, controller: str) -> Any:
             return options_from_mapping(controller, dict(map(_option, value or ())))
         except InvalidArgument as error:
             raise error.renamed(name if error.name == name else f"{name}: {error.name}") from None
-    if name == "batch_scaling":
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    if name in ("batch_scaling", "microbatch_size"):
+        with contextlib.suppress(ValueError):
+            return float(value) if name == "batch_scaling" else int(value)
     return value
 
 

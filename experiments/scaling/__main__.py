@@ -35,9 +35,9 @@ from absl import flags
 from matplotlib.ticker import NullFormatter
 
 from bsjax import InvalidArgument, Plan, Recipe
-from bsjax.analysis.time_model import AllReduce, Costs, Prediction, StepTimes, best_num_devices, predict
+from bsjax.analysis.time_model import AllReduce, Costs, Prediction, best_num_devices, predict
 from bsjax.data import load_dataset
-from bsjax.engine import max_microbatch_size
+from bsjax.engine import StepTimes, max_microbatch_size
 from bsjax.run.metrics import write_json
 from experiments.harness import build, cli, config_flags, figures, presets, runs, studies
 from experiments.harness.studies import Study, write_csv
@@ -99,7 +99,6 @@ def preset_workload(study: Study) -> Workload:
     largest = _MAX_MICROBATCH.value
     if _MEASURE.value:
         times, all_reduce, origin = _measured(study, all_reduce)
-        largest = largest or max_microbatch_size(jax.devices()[0].platform, math.prod(shape))
     else:
         flops = step_times.flops_per_example(model, shape)
         largest = largest or max_microbatch_size("accelerator", math.prod(shape))
@@ -110,8 +109,7 @@ def preset_workload(study: Study) -> Workload:
         num_bytes=step_times.num_bytes(shapes),
         ghost_batch_size=config.task.ghost_batch_size if num_norms else 1,
         num_shared_means=2 * num_norms,  # forward and backward
-        max_microbatch_size=largest,
-        microbatch_size=config.run.microbatch_size,
+        microbatch_size=build.fixed_microbatch_size(config),
     )
     size = study.preset.dataset_size
     schedules = presets.section_5_2(study.preset, config)
@@ -134,7 +132,6 @@ def imagenet_workload() -> Workload:
         num_bytes=4 * 25_600_000,
         ghost_batch_size=32,
         num_shared_means=2 * 53,
-        max_microbatch_size=largest,
     )
     return Workload("ImageNet, ResNet-50", {label: one.plan() for label, one in recipes.items()}, costs, origin)
 
@@ -192,7 +189,7 @@ def print_lines(workload: Workload, lines: dict[str, Line], counts: Sequence[int
     print(
         f"All-reduce of {costs.num_bytes / 1e6:.3g} MB: {costs.all_reduce.latency_s:.3g} s per message, "
         f"{costs.all_reduce.bytes_per_s:.3g} bytes/s. "
-        f"Microbatches of {costs.microbatch_size or costs.max_microbatch_size} at most.\n"
+        f"Microbatches of {costs.microbatch_size or max(costs.step_times.accumulate_s)} at most.\n"
         f"A phase stops speeding up where doubling the devices saves less than {_MIN_GAIN.value:.3g} of its time."
     )
     width = max(map(len, lines))

@@ -16,9 +16,9 @@ import numpy as np
 from flax import linen as nn
 
 from bsjax import Plan, Update
-from bsjax.analysis.time_model import AllReduce, StepTimes
+from bsjax.analysis.time_model import AllReduce
 from bsjax.data import Dataset
-from bsjax.engine import Engine
+from bsjax.engine import Engine, StepTimes
 from bsjax.engine.devices import replicate
 from bsjax.models import ghost_batch_size_of
 from bsjax.models.ghost_batch_norm import AXIS_NAME

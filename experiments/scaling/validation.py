@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from bsjax import Plan, run
-from bsjax.analysis.time_model import AllReduce, Costs, StepTimes, predict
+from bsjax.analysis.time_model import AllReduce, Costs, predict
 from bsjax.data import load_dataset
-from bsjax.engine import layout
+from bsjax.engine import StepTimes, layout
 from experiments.harness import build
 from experiments.harness.config import Config
 from experiments.harness.pool import available_cores
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
     def plans(self, dataset_size: int, num_devices: int) -> dict[str, Plan]:
         """The trainings, by their microbatches per update."""
-        size = self.config.run.microbatch_size
+        size = build.fixed_microbatch_size(self.config)
         assert size is not None
         unit = size * num_devices
 
@@ -116,7 +116,7 @@ def validate(task: Task, repeats: int) -> Validation:
 
 
 def _costs(task: Task, times: StepTimes, between: AllReduce, size: int) -> Costs:
-    return Costs(times, between, size, microbatch_size=task.config.run.microbatch_size)
+    return Costs(times, between, size, microbatch_size=build.fixed_microbatch_size(task.config))
 
 
 @contextlib.contextmanager
@@ -148,11 +148,12 @@ def _measure(task: Task) -> Round:
 def _measurements(task: Task) -> Callable[[], Round]:
     """Compiles what this process measures, and returns a function that measures it once."""
     config, devices = task.config, jax.devices()
-    assert config.run.microbatch_size is not None
+    size = build.fixed_microbatch_size(config)
+    assert size is not None
     dataset = load_dataset(config.data.dataset, task.data_dir)
     plans = task.plans(len(dataset.train), len(devices))
     engine = build.engine(config, dataset, plans[_GROWING])
-    time_updates = step_times.update_timer(config, dataset, [config.run.microbatch_size], len(devices), task.measure_s)
+    time_updates = step_times.update_timer(config, dataset, [size], len(devices), task.measure_s)
     shapes = step_times.model_shapes(build.model(config, dataset.num_classes), step_times.image_shape_of(dataset))
     several = len(devices) > 1
     time_sums = step_times.all_reduce_timer(shapes, devices, task.measure_s) if several else lambda: None
@@ -182,7 +183,7 @@ def make_task(config: Config, data_dir: str | None, num_microbatches: int, measu
       InvalidArgument: a microbatch does not hold whole ghosts.
     """
     ghost = config.task.ghost_batch_size
-    size = config.run.microbatch_size or ghost
+    size = build.fixed_microbatch_size(config) or ghost
     unit = min(size, build.unit_of(config))
     with build.argument_is_flag(unit):
         layout.check_microbatch_size(size, unit, 1)

@@ -32,19 +32,23 @@ plans = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 4)), min_size=1, m
 )
 costs_of_anything = st.builds(
     Costs,
-    st.builds(StepTimes, st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1), min_size=1), st.floats(0, 0.1)),
+    st.builds(
+        StepTimes,
+        st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1), min_size=1),
+        st.floats(0.05, 0.1),
+        st.floats(0, 0.05),
+    ),
     st.builds(AllReduce, st.floats(0, 0.1), st.floats(1e3, 1e9)),
     num_bytes=st.integers(0, 10**8),
     ghost_batch_size=st.sampled_from([1, 2, 8]),
     num_shared_means=st.integers(0, 30),
-    max_microbatch_size=st.integers(1, 64),
 )
 
 
 def test_without_communication_d_devices_are_d_times_as_fast_until_a_microbatch_is_left():
     plan = make_plan([1024] * 10)
-    times = StepTimes.affine(0.0, 0.001, apply_update_s=0.0)  # proportional to the examples
-    costs = Costs(times, NO_COMMUNICATION, 10**9, max_microbatch_size=16)
+    times = StepTimes.affine(0.0, 0.001, apply_update_s=0.0, max_microbatch_size=16)  # proportional to the examples
+    costs = Costs(times, NO_COMMUNICATION, 10**9)
     for count in COUNTS:
         prediction = predict(plan, count, costs)
         assert prediction.wall_time_s == pytest.approx(10 * 1.024 / count, rel=1e-9)
@@ -61,16 +65,16 @@ def test_step_times_are_interpolated_and_never_better_than_measured():
 @PROPERTY
 @given(plans, st.integers(1, 40), costs_of_anything)
 def test_prediction_is_a_plain_loop_over_the_updates(plan, num_devices, costs):
-    ghost, largest = costs.ghost_batch_size, costs.max_microbatch_size
-    layouts = layout.Layouts(plan.batch_sizes.tolist(), ghost, [num_devices], largest)
+    ghost, times = costs.ghost_batch_size, costs.step_times
+    layouts = layout.Layouts(plan.batch_sizes.tolist(), ghost, [num_devices], max(times.accumulate_s), times=times)
     seconds = 0.0
     for update in plan:
         size = layouts(update.batch_size).microbatch_size
         for _ in range(0, update.batch_size, size * num_devices):
-            seconds += costs.step_times.accumulate(size)
+            seconds += times.accumulate(size)
             if size < ghost:
                 seconds += costs.num_shared_means * 2 * math.ceil(math.log2(ghost / size)) * costs.all_reduce.latency_s
-        seconds += costs.step_times.apply_update_s
+        seconds += times.apply_update_s - (times.single_saving_s if update.batch_size <= size * num_devices else 0.0)
         if num_devices > 1:
             seconds += 2 * math.ceil(math.log2(num_devices)) * costs.all_reduce.latency_s
             seconds += 2 * (1 - 1 / num_devices) * costs.num_bytes / costs.all_reduce.bytes_per_s
@@ -122,13 +126,13 @@ def test_a_larger_batch_pays_for_more_devices():
 
 @pytest.mark.parametrize("num_devices", [1, 2, 8])
 @pytest.mark.parametrize("batch_sizes", [(8, 40, 200), tuple(range(8, 104, 8))], ids=["few sizes", "many sizes"])
-@pytest.mark.parametrize("microbatch_size", [None, 16])
+@pytest.mark.parametrize("microbatch_size", [TIMES, 16])
 def test_the_layout_is_the_engines(make_dataset, num_devices, batch_sizes, microbatch_size):
     data, tx = make_dataset(64), create_optimizer("momentum")
     task = Classification(CNN(10, ghost_batch_size=8, depth=1, width=2), mean=data.mean, std=data.std)
     options = {"microbatch_size": microbatch_size, "devices": jax.devices()[:num_devices]}
     engine = Engine(task, tx, data.train, data.test, batch_sizes, **options)
-    costs = Costs(TIMES, NO_COMMUNICATION, 0, 8, max_microbatch_size=64, microbatch_size=microbatch_size)
+    costs = Costs(TIMES, NO_COMMUNICATION, 0, 8, microbatch_size=None if microbatch_size is TIMES else microbatch_size)
     for phase in predict(make_plan(batch_sizes), num_devices, costs).phases:
         size = engine.layout(phase.phase.batch_size).microbatch_size
         assert phase.update.microbatch_size == size
@@ -151,6 +155,7 @@ WHOLE = "it must be a whole number >= {0}; nearest: {0}"
         (lambda: StepTimes({}, 0.0), "accumulate_s is {}; it must be seconds of at least one microbatch size"),
         (lambda: StepTimes({8: 0.0}, 0.0), f"accumulate_s is {{8: 0.0}}; {BY_SIZE}"),
         (lambda: StepTimes({0: 1.0}, 0.0), f"accumulate_s is {{0: 1.0}}; {BY_SIZE}"),
+        (lambda: StepTimes({8: 1.0}, 0.0, -1.0), f"single_saving_s is -1.0; {SECONDS}"),
         (lambda: StepTimes({8: 1.0}, -1.0), f"apply_update_s is -1.0; {SECONDS}"),
         (lambda: Costs(TIMES, NO_COMMUNICATION, -1), f"num_bytes is -1; {WHOLE.format(0)}"),
         (lambda: Costs(TIMES, NO_COMMUNICATION, 0, ghost_batch_size=0), f"ghost_batch_size is 0; {WHOLE.format(1)}"),

@@ -103,6 +103,27 @@ def test_more_devices_are_taken_only_where_they_are_faster(num_ghosts, num_devic
     assert cost(growing)[0] <= min(cost(layouts)[0] for layouts in every)
 
 
+@PROPERTY
+@given(
+    st.dictionaries(st.integers(1, 64), st.floats(1e-6, 1), min_size=1),
+    st.floats(0, 0.1),
+    st.floats(0, 0.1),
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.sampled_from([1, 4]),
+    st.sampled_from([1, 2]),
+)
+def test_with_measured_times_no_possible_layout_is_faster(accumulate_s, apply_s, saving_s, counts, group, num_devices):
+    times, batch_sizes = layout.StepTimes(accumulate_s, apply_s, saving_s), [group * count for count in counts]
+    layouts = layout.Layouts(batch_sizes, group, [num_devices], max(accumulate_s), times=times)
+
+    def seconds(batch_size, size):
+        return times.update(layout.num_microbatches(batch_size, size, num_devices), size)
+
+    for batch_size in batch_sizes:
+        fastest = min(seconds(batch_size, size) for size in layouts.microbatch_sizes[num_devices])
+        assert seconds(batch_size, layouts(batch_size).microbatch_size) == fastest
+
+
 def test_a_fixed_microbatch_keeps_to_the_devices_that_can_share_its_ghosts():
     layouts = layout.Layouts([8, 16], 8, range(1, 5), 64, microbatch_size=2)
     assert layouts.microbatch_sizes == {4: [2]}

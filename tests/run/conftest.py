@@ -32,6 +32,7 @@ class FakeEngine:
     """
 
     num_devices, num_compilations, compile_time_s, stall_time_s = 1, 0, 0.0, 0.0
+    measured_times = None
 
     def __init__(self, dataset_size: int, losses: Any = None, num_shards: int = 1, **identity: Any):
         self.dataset_size, self.losses, self.shards, self.identity = dataset_size, losses, num_shards, identity
@@ -43,6 +44,12 @@ class FakeEngine:
 
     def place(self, state):
         return replicate(state, jax.devices()[:1])
+
+    def describe_layouts(self, batch_sizes):
+        return ""
+
+    def use_times(self, measured):
+        assert measured is None
 
     def check_hyperparameters(self, hyperparameters):
         if unknown := set(hyperparameters) - {"learning_rate", "momentum"}:

@@ -1,0 +1,194 @@
+"""Measures how long a model's microbatches take on the devices at hand, so that the fastest layout is known.
+
+The candidates are powers of two times the group. Larger ones are tried until they no longer process more examples per
+second, or until a device's memory does not hold them. What was measured is kept in the cache folder, per task,
+optimizer, shapes, devices and versions: the same command on the same machine runs with the same layout, and gives the
+same bits. Remove the folder `step_times` there to measure anew.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from bsjax.data.cache import resolve_data_dir
+from bsjax.engine.devices import from_first_process, is_first_process, largest_of_all_processes
+from bsjax.engine.feed import memory_bytes
+from bsjax.engine.layout import StepTimes, candidate_microbatch_sizes
+from bsjax.engine.programs import Programs
+from bsjax.engine.step import TrainState
+
+_LARGEST, _LARGEST_CPU = 8192, 1024
+_SMALLEST = 8  # examples per device, unless a batch that is to come has fewer
+_SECONDS = 0.02  # that each timing lasts at least
+_ROUNDS = 5  # of timings in turns, whose shortest counts: other work on the machine only adds to it
+_LONGEST_S = 1.5  # a microbatch that takes longer is not repeated, and no larger one is tried
+_WORSE = 1.1  # two sizes in a row this much slower per example end the search
+
+
+class Measurement(NamedTuple):
+    """What was found."""
+
+    times: StepTimes
+    note: str  # why no larger microbatch was tried
+
+
+def step_times(
+    programs: Programs,
+    init: Callable[[], TrainState],
+    num_controls: int,
+    group_size: int,
+    smallest_batch_size: int,
+    dataset_size: int,
+    groups_may_span_devices: bool,
+    about: Mapping[str, Any],
+) -> Measurement:
+    """The times of the steps on these devices, from the cache folder if they are there.
+
+    Args:
+      programs: of the devices.
+      init: makes a state, which is thrown away.
+      num_controls: how many numbers each update is given.
+      group_size: of the task.
+      smallest_batch_size: of those that are to come.
+      dataset_size: no microbatch is larger than its share of this.
+      groups_may_span_devices: whether neighbouring devices may share a group.
+      about: what the times depend on, besides devices and versions; JSON.
+    """
+    num_devices, device = len(programs.devices), programs.devices[0]
+    largest = _LARGEST_CPU if device.platform == "cpu" else _LARGEST
+    sizes = candidate_microbatch_sizes(
+        group_size, num_devices, min(largest, -(-dataset_size // num_devices)), True, groups_may_span_devices
+    )
+    start = min(_SMALLEST, smallest_batch_size // num_devices)
+    sizes = [size for size in sizes if size >= start] or sizes[-1:]
+    about = {**about, **_surroundings(programs.devices), "sizes": sizes}
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    path = resolve_data_dir() / "step_times" / f"{key}.json"
+    with _locked(path) if is_first_process() else contextlib.nullcontext():
+        if found := from_first_process(_read(path) if is_first_process() else None):
+            return Measurement(StepTimes.from_json(found["times"]), found["note"])
+        measured = _measure(programs, init(), sizes, [0.0] * num_controls)
+        found = from_first_process({"times": measured.times.to_json(), "note": measured.note})
+        if is_first_process():
+            _write(path, {"about": about, **found})
+    return Measurement(StepTimes.from_json(found["times"]), found["note"])
+
+
+def _measure(programs: Programs, state: TrainState, sizes: Sequence[int], controls: Sequence[float]) -> Measurement:
+    """Times every second size until one is of no use, then the neighbours of the best one, and at last all in turns."""
+    seconds: dict[int, float] = {}
+    for size in sizes[::2]:
+        if note := _first_time(programs, state, size, seconds):
+            break
+        note = f"none above {size} was tried"
+        best = min(s / size for size, s in seconds.items())
+        if seconds[size] > _LONGEST_S or seconds[size] / size > _WORSE * best:
+            note = f"{size} is slower"
+            break
+    fastest = sizes.index(min(seconds, key=lambda size: seconds[size] / size))
+    for size in sizes[max(fastest - 1, 0) : fastest + 2]:
+        if size not in seconds and seconds[sizes[fastest]] < _LONGEST_S:
+            note = "; ".join(filter(None, (note, _first_time(programs, state, size, seconds))))
+    repeats = {size: max(1, round(_SECONDS / s)) for size, s in sorted(seconds.items()) if s <= _LONGEST_S}
+    for _ in range(_ROUNDS):
+        for size, count in repeats.items():
+            seconds[size] = min(seconds[size], programs.time_microbatches(state, size, count))
+    tried = sorted(seconds)
+    for size, larger in zip(tried[-2::-1], tried[:0:-1], strict=True):  # a part takes no longer than the whole
+        seconds[size] = min(seconds[size], seconds[larger])
+    # The same number in all processes, because updates communicate.
+    count = from_first_process(max(1, round(_SECONDS / seconds[tried[0]])))
+    updates_s = {1: math.inf, 2: math.inf}  # by number of microbatches
+    for _ in range(_ROUNDS + 1):  # the first one compiles
+        for number, so_far in updates_s.items():
+            now, state = programs.time_updates(state, number, tried[0], count, controls)
+            updates_s[number] = min(so_far, now)
+    programs.forget()
+    apply_s = max(updates_s[2] - 2 * seconds[tried[0]], 0.0)
+    saving_s = max(seconds[tried[0]] + apply_s - updates_s[1], 0.0)
+    return Measurement(
+        StepTimes({size: _rounded(seconds[size]) for size in tried}, _rounded(apply_s), _rounded(saving_s)), note
+    )
+
+
+def _first_time(programs: Programs, state: TrainState, size: int, seconds: dict[int, float]) -> str:
+    """Compiles and times a size; says why if a device's memory does not hold it."""
+    limit = memory_bytes(programs.devices)
+    needed = programs.microbatch_bytes(state, size)
+    if seconds and needed > limit:
+        return f"{size} would take {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB"
+    reason, last = "", math.inf
+    try:
+        programs.time_microbatches(state, size, 1)  # allocates
+        last = programs.time_microbatches(state, size, 1)
+    except jax.errors.JaxRuntimeError as error:  # most often RESOURCE_EXHAUSTED; a kernel may give it another name
+        if not seconds:
+            raise
+        programs.forget()
+        reason = str(error).splitlines()[0]
+    if largest_of_all_processes(bool(reason)):
+        return f"{size} fails: {reason or 'in another process'}"
+    seconds[size] = from_first_process(last)  # so that all processes try the same
+    return ""
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
+
+
+def _surroundings(devices: Sequence[jax.Device]) -> dict[str, Any]:
+    cpu = ""
+    if devices[0].platform == "cpu":
+        with contextlib.suppress(OSError):
+            lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "cpu": f"{cpu or platform.machine()}, {num_cores} cores",
+        "jax": jax.__version__,
+        "x64": bool(jax.config.read("jax_enable_x64")),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time measure the same thing; without a folder to write to, each does."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_suffix(".lock").open("w")
+    except OSError:
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+    """What the file holds, None if there is none or it is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        StepTimes.from_json(found["times"])
+        return {"times": found["times"], "note": str(found["note"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+        partial.replace(path)
