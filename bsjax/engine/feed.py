@@ -157,7 +157,8 @@ def _address_shape(num_devices: int, microbatch_size: int) -> jax.ShapeDtypeStru
 
 
 def memory_bytes(devices: Sequence[jax.Device]) -> float:
-    """Bytes that each device may use; devices of a CPU share the machine's."""
-    if (stats := devices[0].memory_stats()) and "bytes_limit" in stats:
+    """Bytes that each device of this process may use; devices of a CPU share the machine's."""
+    mine = devices[local_part(devices)]
+    if (stats := mine[0].memory_stats()) and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(mine)
