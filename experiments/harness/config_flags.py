@@ -147,9 +147,10 @@ def _refuse_strays(config: Config, given: dict[str, Any], known: Collection[str]
         if not set(owners) <= set(known) or not owners:  # the script itself makes the choice
             continue
         if not any(chosen[one] in those if those else chosen[one] != defaults[one] for one, those in owners.items()):
-            here = ", ".join(f"{one}={chosen[one]}" for one in owners)
+            here = " and ".join(f"{one}={chosen[one]}" for one in owners)
             there = (f"--{one}={'|'.join(those)}" if those else f"--{one}" for one, those in owners.items())
-            raise InvalidArgument(name, text(value), f"left out with {here}: it belongs to {' or '.join(there)}")
+            allowed = f"combined with {' or '.join(there)}; it has no effect with {here}"
+            raise InvalidArgument(name, text(value), allowed)
 
 
 def _parsed(name: str, value: Any, controller: str) -> Any:
@@ -163,7 +164,7 @@ def _parsed(name: str, value: Any, controller: str) -> Any:
             raise error.renamed(name if error.name == name else f"{name}: {error.name}") from None
     if name == "batch_scaling":
         try:
-            return float(value)
+            return {1.0: "linear", 0.5: "sqrt"}.get(float(value), float(value))  # so that equal settings compare equal
         except ValueError:
             return value
     return value
