@@ -109,11 +109,13 @@ def test_on_a_full_disk_and_then_with_space_again(tmp_path, script, size):
     flags = "--model=mlp --num_epochs=4 --checkpoint_every_epochs=1 --checkpoint_min_s=0 --nocompilation_cache"
     check = "import json, pathlib; [json.loads(path.read_text()) for path in pathlib.Path().glob('**/*.json')]"
     program = f"""
-run() {{ {sys.executable} -m experiments.{script} {flags} --workdir={tmp_path}/run && echo code 0 >&2 || echo code $? >&2; }}
+run() {{ {sys.executable} -m experiments.{script} {flags} --workdir={tmp_path}/run || code=$?; echo code $code >&2; }}
+code=0
 mount -t tmpfs -o size={size}k tmpfs {tmp_path}
 run
 (cd {tmp_path} && {sys.executable} -c "{check}")
 mount -o remount,size=100m {tmp_path}
+code=0
 run
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
