@@ -79,7 +79,7 @@ class IncreaseBatchSize(Conversion):
     multiple_of: int = 1
 
     def __post_init__(self):
-        scaling_exponent(self.scaling)
+        object.__setattr__(self, "scaling", self.exponent)  # so that equal rules compare equal
         check_number("share", self.share, lambda s: 0 < s <= 1, "in (0, 1]", 1)
         if self.growth is not None:
             check_number("growth", self.growth, lambda g: g > 1, "a number greater than 1, or None", 2)
@@ -158,7 +158,7 @@ class ScaleLearningRate(Conversion):
     scaling: str | float = "linear"
 
     def __post_init__(self):
-        scaling_exponent(self.scaling)
+        object.__setattr__(self, "scaling", self.exponent)
         check_positive("factor", self.factor)
 
     def fit(self, before: Hyperparameters, dataset_size: int, largest: int) -> Converter:

@@ -188,6 +188,11 @@ def test_conversions_are_values(data):
     assert repr(conversion) in str(once)
 
 
+def test_a_rule_and_its_exponent_are_equal():
+    assert recipe_with().increase_batch_size(scaling="sqrt") == recipe_with().increase_batch_size(scaling=0.5)
+    assert recipe_with().scale_learning_rate(2) == recipe_with().scale_learning_rate(2, 1) != recipe_with()
+
+
 @pytest.mark.parametrize(("scaling", "batch_size"), [("linear", 256), ("sqrt", 512), (0.25, 2048), (1, 256)])
 def test_learning_rate_twice_as_large(scaling, batch_size):
     values = recipe_with().scale_learning_rate(2, scaling).at(0)

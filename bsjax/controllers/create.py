@@ -89,15 +89,15 @@ def options_from_mapping(name: str, mapping: Mapping[str, Any]) -> Any:
     >>> options_from_mapping("plateau", {"patince": 3})
     Traceback (most recent call last):
     ...
-    bsjax.errors.InvalidArgument: option of plateau is 'patince'; it must be one of scaling, bound_by_decay, factor, \
+    bsjax.errors.InvalidArgument: controller_options is 'patince'; it must be one of scaling, bound_by_decay, factor, \
 patience, rtol, atol, cooldown, accumulation_size, min_scale; nearest: patience
     """
     options_type = CONTROLLERS[check_choice("controller", name, CONTROLLERS)].options_type
     names = [field.name for field in dataclasses.fields(options_type)]
     for option in mapping:
         if not names:
-            raise InvalidArgument(f"option of {name}", option, "left out: it has none")
-        check_choice(f"option of {name}", option, names)
+            raise InvalidArgument("controller_options", option, f"empty: {name} has no options")
+        check_choice("controller_options", option, names)
     return options_type(**{option: _parse(value) for option, value in mapping.items()})
 
 

@@ -66,6 +66,9 @@ def check_arguments(task: Task, tx: Any, train: Any, test: Any) -> Any:
     shapes = [str(jax.tree.map(lambda array: f"{array.dtype}{list(array.shape[1:])}", one)) for one in examples]
     if shapes[0] != shapes[1]:
         raise InvalidArgument("test", shapes[1], f"of examples like those of train, {shapes[0]}")
+    for name, source in (("train", train), ("test", test)):
+        if hasattr(task, "check_source"):  # a task need not inherit from Task
+            task.check_source(name, source)
     return examples[0]
 
 

@@ -40,7 +40,7 @@ def check_microbatch_size(microbatch_size: int, group_size: int, num_devices: in
         valid = candidate_microbatch_sizes(group_size, num_devices, 2 * microbatch_size, may_span=may_span)
         nearest = min(valid, key=lambda size: abs(size - microbatch_size))
         allowed = f"a multiple of the group size {group_size}"
-        if may_span:
+        if may_span and num_devices > 1:
             allowed += f", or a share of it for {num_devices} devices"
         raise InvalidArgument("microbatch_size", microbatch_size, allowed, nearest)
 

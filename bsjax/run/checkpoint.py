@@ -1,8 +1,10 @@
 """Checkpoints of a run: its state on the devices, and where it was."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import pathlib
 import sys
 import zlib
@@ -16,6 +18,9 @@ import orbax.checkpoint as ocp
 from bsjax.engine import TrainState
 from bsjax.engine.devices import barrier, is_first_process
 from bsjax.errors import RunError
+
+# What an error's long text is about.
+_DISK_ERRORS = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
 
 
 class Checkpoint(NamedTuple):
@@ -177,7 +182,8 @@ def _errors_as(kind: type[Exception], prefix: str = "") -> Iterator[None]:
         yield
     except Exception as error:
         first_line = [line[:200] for line in str(error).strip().splitlines()[:1]]
-        raise kind(prefix + ": ".join([type(error).__name__, *first_line])) from error
+        reason = next((text for text in _DISK_ERRORS if text in str(error)), None)
+        raise kind(prefix + (reason or ": ".join([type(error).__name__, *first_line]))) from error
 
 
 @contextlib.contextmanager

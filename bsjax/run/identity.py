@@ -75,8 +75,15 @@ def check_same(workdir: pathlib.Path, there: Mapping[str, Any], here: Mapping[st
         raise _refused(workdir, f"it has {found}")
 
 
+def is_kept(workdir: pathlib.Path) -> bool:
+    """Whether the folder of a run holds what the run goes on with: a checkpoint, or its summary."""
+    return any(workdir.glob("checkpoints/[0-9]*[0-9]")) or (workdir / "summary.json").exists()
+
+
 def is_claimed(workdir: str | pathlib.Path, kind: str, identity: Mapping[str, Any] | None = None) -> bool:
     """Whether a folder belongs to this run or study; False if it belongs to nobody.
+
+    The folder of a run that ended before its first checkpoint, as when its loss fails, belongs to any run.
 
     Args:
       workdir: may be missing.
@@ -97,7 +104,7 @@ def is_claimed(workdir: str | pathlib.Path, kind: str, identity: Mapping[str, An
     there = read_json(path, ("kind", "identity"), "remove it, and the run checks its last checkpoint instead")
     if there["kind"] != kind:
         raise _refused(workdir, f"it is the folder of a {there['kind']}", kind)
-    if identity is not None:
+    if identity is not None and is_kept(workdir):
         check_same(workdir, there["identity"] or {}, identity)
     return True
 

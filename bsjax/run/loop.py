@@ -32,8 +32,9 @@ def train(
     Writes into its folder: `identity.json`; `metrics.jsonl`, with lines of means over the updates since the previous
     line and the gradient noise scale, and a line per evaluation; and, at the end, `summary.json`. It also writes a
     checkpoint where the batch size changes (after a hundredth of the run at least), where the run stops, and at its
-    end. A complete run is not repeated: its summary is returned. With many processes, each calls this with the same
-    arguments, and the first one writes.
+    end; a fork, after its first update. A complete run is not repeated: its summary is returned. A folder without a
+    checkpoint or a summary, such as one where the loss has failed, takes any run. With many processes, each calls this
+    with the same arguments, and the first one writes.
 
     Args:
       engine: runs the updates.

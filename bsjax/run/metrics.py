@@ -122,12 +122,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     Raises:
       RunError: it cannot be written.
     """
-    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_whole(path: pathlib.Path, contents: bytes) -> None:
+    """Writes a file whole or not at all, as `write_json` does."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with _writing(path):
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(contents)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -99,6 +99,7 @@ class Run:
         self._noise = NoiseMeter(engine.num_shards, engine.dataset_size, half_life, controller.needs_observations)
         self.state: RunState
         self._compiled: int | None = None
+        self._is_fork_to_save = False
         self._num_stops = 0.0  # devices whose process wants to stop, by the last update that has been read
         with contextlib.ExitStack() as exits:
             if is_first_process():
@@ -117,8 +118,8 @@ class Run:
             self._checkpoint_clock = CheckpointClock(
                 intervals, self._dataset_size, num_examples, self.state.log.examples_seen, now
             )
-            if fork and not found:
-                self.save()  # this run no longer needs the other one
+            # After its first update, not before: a loss that fails leaves no checkpoint.
+            self._is_fork_to_save = fork is not None and not found
             self._exits = exits.pop_all()
 
     def __enter__(self) -> "Run":
@@ -177,7 +178,8 @@ class Run:
 
     def is_checkpoint_due(self, update: Update) -> bool:
         """Whether to write a checkpoint after this update."""
-        return self._checkpoint_clock.is_due(update, self.state.update, time.perf_counter())
+        is_first, self._is_fork_to_save = self._is_fork_to_save, False
+        return is_first or self._checkpoint_clock.is_due(update, self.state.update, time.perf_counter())
 
     def save(self) -> None:
         """Begins to write a checkpoint of the state."""

@@ -66,6 +66,34 @@ class Classification(LinenTask):
         if not all(std > 0 for std in self.std):
             raise InvalidArgument("std", self.std, "positive")
 
+    def check_source(self, name: str, source: Any) -> None:
+        """Refuses labels that are no class of the model, where the source holds them in memory, as ArraySource does.
+
+        Any other source answers for its labels itself: outside of [0, classes), losses are wrong or NaN.
+        """
+        examples = getattr(source, "examples", None)
+        labels = examples.get("label") if isinstance(examples, dict) and set(self.needs) <= set(examples) else None
+        if labels is None or labels.dtype.kind not in "iu" or (classes := self._num_classes(examples)) is None:
+            return  # `losses` says what is wrong with them
+        if (wrong := (labels < 0) | (labels >= classes)).any():
+            first = int(np.flatnonzero(wrong)[0])
+            allowed = f"in [0, {classes}), a class of the model"
+            raise InvalidArgument(f"the label of {name} example {first}", labels.flat[first].item(), allowed)
+
+    def _num_classes(self, examples: Any) -> int | None:
+        if classes := getattr(self.model, "num_classes", None):
+            return classes
+        one, keys = {name: array[:1] for name, array in examples.items()}, jax.random.split(jax.random.key(0), 1)
+
+        def logits() -> jax.Array:
+            params, batch_stats = self.init(keys[0], one)
+            return self.apply(params, batch_stats, self.read(one, keys, train=False)[0], keys, train=False)[0]
+
+        try:
+            return jax.eval_shape(logits).shape[-1]
+        except Exception:  # the first update reports what is wrong with the model
+            return None
+
     def read(self, examples: Any, keys: jax.Array, train: bool) -> Any:
         """Standardises the images, and augments them in training."""
         images = examples["image"].astype(jnp.result_type(float))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bsjax.constants import describe_constants
+from bsjax.constants import describe_code, describe_constants
 from bsjax.errors import InvalidArgument, TaskError, check_whole
 from bsjax.tasks.protocol import Losses, Task
 
@@ -33,7 +33,9 @@ def from_loss(
       units_per_example: how many of them an example has.
       group_size: how many consecutive examples loss_fn needs together, as a contrastive loss does; the engine keeps
         these on one device, and batches are multiples of it.
-      name: what a checkpoint knows the loss by, since Python code cannot be compared; default, loss_fn's own name.
+      name: what a checkpoint knows the loss by, such as "my loss, version 2". Default, loss_fn's own name and its code:
+        a changed loss is refused, see `bsjax.constants.describe_code`. So is a change that leaves the numbers as they
+        are, and another minor version of Python, which compiles the same loss to other code; a name is not.
 
     Raises:
       InvalidArgument: a number is out of range, or a function takes other arguments.
@@ -58,8 +60,7 @@ def from_loss(
     check_whole("units_per_example", units_per_example)
     if isinstance(metrics, str):
         metrics = (metrics,)
-    known_by = name or getattr(loss_fn, "__qualname__", type(loss_fn).__name__)
-    return FromLoss(loss_fn, init_fn, known_by, tuple(metrics), unit, units_per_example, group_size)
+    return FromLoss(loss_fn, init_fn, name, tuple(metrics), unit, units_per_example, group_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,14 @@ class FromLoss(Task):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The name of the loss and the constants that it closes over, the metrics, and the group size."""
-        constants = describe_constants(self.loss_fn)
-        return {"loss_fn": self.name, "constants": constants, "metrics": self.metrics, "group_size": self.group_size}
+        """The name of the loss, its code, the constants that it closes over, the metrics, and the group size."""
+        constants, code = describe_constants(self.loss_fn), {} if self.name else {"code": describe_code(self.loss_fn)}
+        about = {"loss_fn": self._known_by, **code, "constants": constants}
+        return {**about, "metrics": self.metrics, "group_size": self.group_size}
+
+    @property
+    def _known_by(self) -> str:
+        return self.name or getattr(self.loss_fn, "__qualname__", type(self.loss_fn).__name__)
 
     def init(self, key: jax.Array, examples: Any) -> tuple[Any, Any]:
         """See `Task`."""
@@ -91,5 +97,5 @@ class FromLoss(Task):
         if not isinstance(result, tuple):
             return result, {}, {}
         if len(result) != 2 or not isinstance(result[1], dict):
-            raise TaskError(f"{self.name} must return losses [n], or (losses [n], {{name: [n]}})")
+            raise TaskError(f"{self._known_by} must return losses [n], or (losses [n], {{name: [n]}})")
         return *result, {}

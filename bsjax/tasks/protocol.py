@@ -42,6 +42,10 @@ class Task(Protocol):
         """What the numbers depend on, as JSON: a checkpoint of another task is refused."""
         raise NotImplementedError
 
+    def check_source(self, name: str, source: Any) -> None:
+        """Raises InvalidArgument if a source, "train" or "test", holds examples that the task has no use for."""
+        del name, source
+
     def init(self, key: jax.Array, examples: Any) -> tuple[Any, Any]:
         """Initial parameters and running statistics.
 

@@ -35,6 +35,9 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     unit, conversion, scaling = unit_of(config), config.conversion, config.conversion.batch_scaling
     size, num_epochs, momentum = config.recipe.batch_size, config.recipe.num_epochs, config.optimizer.momentum
     check_whole("dataset_size", dataset_size)
+    if unit > dataset_size:
+        valid = size if 0 < size <= dataset_size else None
+        raise InvalidArgument("ghost_batch_size", unit, f"at most dataset_size {dataset_size}", valid)
     if size > dataset_size:
         largest = dataset_size // unit * unit or None
         raise InvalidArgument("batch_size", size, f"at most dataset_size {dataset_size}", largest)
@@ -51,7 +54,15 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
         if conversion.schedule != "increase_batch_size":
             return made
         share, growth = conversion.batch_share, conversion.batch_growth
-        grown = made.increase_batch_size(conversion.max_batch_size, scaling, share, growth, multiple_of=unit)
+        try:
+            grown = made.increase_batch_size(conversion.max_batch_size, scaling, share, growth, multiple_of=unit)
+        except InvalidArgument as error:
+            if error.name != "max_batch_size":
+                raise
+            grown = made.increase_batch_size(None, scaling, share, growth, multiple_of=unit)
+            _check_grows(None, made, grown)
+            caps = _nearest_caps(error.value, made, grown, unit)
+            raise InvalidArgument(error.name, error.value, error.allowed, caps) from None
     _check_grows(conversion.max_batch_size, made, grown)
     return grown
 
@@ -108,8 +119,16 @@ def _check_grows(max_batch_size: int | None, before: Recipe, grown: Recipe) -> N
         why = "the learning rate never falls" if len(set(before.plan().learning_rates)) == 1 else "it falls too little"
         if max_batch_size is not None and max_batch_size <= before.plan().batch_sizes.max():
             why = f"max_batch_size is {max_batch_size}"
-        allowed = f"decay_learning_rate where the batch never grows: {why}"
+        allowed = f"decay_learning_rate here, because the batch would never grow: {why}"
         raise InvalidArgument("schedule", "increase_batch_size", allowed, "decay_learning_rate")
+
+
+def _nearest_caps(cap: int, before: Recipe, grown: Recipe, unit: int) -> str | None:
+    """The caps next to one, with which a batch that grows without a cap still grows."""
+    largest, sizes = before.plan().batch_sizes.max(), grown.plan().batch_sizes
+    by_growth = grown.conversions[-1].growth is not None  # type: ignore[attr-defined]
+    at_least = int(sizes[sizes > largest].min() if by_growth else largest + unit)
+    return nearest_multiples(cap, unit, at_most=before.dataset_size, at_least=at_least)
 
 
 def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float:

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -85,11 +86,17 @@ def _code_of(work: Callable[[], None]) -> int:
     """Does some work and returns the exit code; prints one line if the work fails."""
     try:
         work()
+        sys.stdout.flush()
     except InvalidArgument as error:
-        message, code = f"--{error}", 2
+        is_flag = error.name.partition(":")[0] in flags.FLAGS
+        message, code = f"--{error}" if is_flag else str(error), 2
+    except BrokenPipeError:  # as after `| head`
+        _let_go_of_stdout()
+        return 128 + signal.SIGPIPE
     except OSError as error:  # such as a full disk
         where = error.filename or (flags.FLAGS.workdir if "workdir" in flags.FLAGS else "a file")
         message, code = f"{where}: {error.strerror or error}", 1
+        _let_go_of_stdout()
     except RunError as error:
         message, code = str(error), 1
     except StoppedEarly as stopped:
@@ -112,6 +119,14 @@ def _code_of(work: Callable[[], None]) -> int:
     return code
 
 
+def _let_go_of_stdout() -> None:
+    """If it takes no more, Python would print a traceback at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _parse(argv: list[str], presets: Mapping[str, Any]) -> None:
     """Parses the command line, or prints the help with the defaults of the preset on it."""
     values = flags.FLAGS
@@ -120,9 +135,13 @@ def _parse(argv: list[str], presets: Mapping[str, Any]) -> None:
             values([argument for argument in argv if argument not in asks])
         if "preset" in values:
             config_flags.show_defaults(presets[check_choice("preset", str(values["preset"].value), presets)].config)
-        print(_help())
+        print(_help(), flush=True)
         sys.exit(0)
-    for argument in values(argv)[1:]:
+    try:
+        others = values(argv)[1:]
+    except ValueError as error:  # such as --nocompilation_cache=1
+        raise flags.Error(str(error)) from None
+    for argument in others:
         name, *value = argument.partition("=")
         raise flags.Error(f"{argument!r} is not a flag{_nearest(name, ''.join(value))}")
 
@@ -135,9 +154,16 @@ def _help() -> str:
 
 
 def _in_a_line(error: flags.Error) -> str:
-    """The message of absl's error, with the nearest flag."""
+    """What absl's error says, in our words."""
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"--{error.flagname} is not a flag{_nearest(error.flagname)}"
+    if found := re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL):
+        name, value = found.groups()
+        if value == "None":
+            return f"--{name} is missing"
+        allowed = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+        if (kind := flags.FLAGS[name].flag_type()) in allowed:
+            return str(InvalidArgument(f"--{name}", value, allowed[kind]))
     return str(error).removeprefix("flag ").replace("\n", " ")
 
 

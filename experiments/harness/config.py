@@ -98,7 +98,8 @@ class OptimizerConfig(_Concern):
     def __post_init__(self):
         super().__post_init__()
         if self.optimizer == "sgd" and self.momentum:
-            raise InvalidArgument("momentum", self.momentum, "left out with optimizer=sgd", "optimizer=momentum")
+            allowed = "combined with another optimizer than sgd, which has no momentum"
+            raise InvalidArgument("momentum", self.momentum, allowed, "optimizer=momentum")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,12 @@ class RecipeConfig(_Concern):
         inside = tuple(epoch for epoch in decays if 0 < epoch < self.num_epochs)
         if self.lr_schedule == "step" and decays != inside:
             allowed = f"between 0 and num_epochs {self.num_epochs:g}"
-            raise InvalidArgument("lr_decay_epochs", text(decays), allowed, text(inside or (self.num_epochs / 2,)))
+            raise InvalidArgument("lr_decay_epochs", text(decays), allowed, text(inside or self._scaled_decays()))
+
+    def _scaled_decays(self) -> tuple[float, ...]:
+        """The decay epochs at the same shares of a training whose last sixth follows them."""
+        later = tuple(epoch for epoch in self.lr_decay_epochs if epoch > 0) or (1.0,)
+        return tuple(epoch / (1.2 * later[-1]) * self.num_epochs for epoch in later)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +223,7 @@ class Config:
             allowed = "decay_learning_rate with a controller, which grows the batch"
             raise InvalidArgument("schedule", self.conversion.schedule, allowed, "decay_learning_rate")
         if self.optimizer.optimizer == "sgd" and self.conversion.scale_momentum is not None:
-            allowed = "left out with optimizer=sgd, which has no momentum"
+            allowed = "combined with another optimizer than sgd, which has no momentum"
             raise InvalidArgument("scale_momentum", self.conversion.scale_momentum, allowed, "optimizer=momentum")
 
     def replace(self, **fields: Any) -> "Config":

@@ -148,9 +148,10 @@ def _refuse_strays(config: Config, given: dict[str, Any], known: Collection[str]
         if not set(owners) <= set(known) or not owners:  # the script itself makes the choice
             continue
         if not any(chosen[one] in those if those else chosen[one] != defaults[one] for one, those in owners.items()):
-            here = ", ".join(f"{one}={chosen[one]}" for one in owners)
+            here = " and ".join(f"{one}={chosen[one]}" for one in owners)
             there = (f"--{one}={'|'.join(those)}" if those else f"--{one}" for one, those in owners.items())
-            raise InvalidArgument(name, text(value), f"left out with {here}: it belongs to {' or '.join(there)}")
+            allowed = f"combined with {' or '.join(there)}; it has no effect with {here}"
+            raise InvalidArgument(name, text(value), allowed)
 
 
 def _parsed(name: str, value: Any, controller: str) -> Any:
@@ -162,9 +163,11 @@ def _parsed(name: str, value: Any, controller: str) -> Any:
             return options_from_mapping(controller, dict(map(_option, value or ())))
         except InvalidArgument as error:
             raise error.renamed(name if error.name == name else f"{name}: {error.name}") from None
-    if name in ("batch_scaling", "microbatch_size"):
-        with contextlib.suppress(ValueError):
-            return float(value) if name == "batch_scaling" else int(value)
+    with contextlib.suppress(ValueError):
+        if name == "microbatch_size":
+            return int(value)
+        if name == "batch_scaling":
+            return {1.0: "linear", 0.5: "sqrt"}.get(float(value), float(value))  # so that equal settings compare equal
     return value
 
 

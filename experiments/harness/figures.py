@@ -1,6 +1,7 @@
 """Shared by the figures: means over seeds, the tables, and the look of a picture."""
 
 import datetime
+import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
-from bsjax.run.metrics import write_json
+from bsjax.run.metrics import write_json, write_whole
 from experiments.harness import presets, runs, studies
 from experiments.harness.config import Config
 from experiments.harness.studies import Study, write_csv
@@ -161,8 +162,10 @@ def save(
     table: Iterable[dict[str, Any]] = (),
 ) -> None:
     """Writes the picture as PNG and SVG, its points and table as CSV, how it was made as JSON, and prints the path."""
-    figure.savefig(workdir / f"{name}.png")
-    figure.savefig(workdir / f"{name}.svg", metadata={"Date": None})
+    for kind, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **options)
+        write_whole(workdir / f"{name}.{kind}", file.getvalue())
     plt.close(figure)
     write_csv(workdir / f"{name}.csv", list(points))
     write_csv(workdir / f"{name}_table.csv", list(table))

@@ -8,12 +8,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
 
+from bsjax.errors import RunError
 from bsjax.run import workdir as workdirs
+
+# Why workers are to stop.
+_ERROR, _SIGNAL = 1, 2
 
 Submit = Callable[..., concurrent.futures.Future]
 
@@ -23,9 +28,12 @@ class StoppedEarly(Exception):  # noqa: N818  (all is well)
 
 
 class _Worker:
-    """The state of a process of `worker_pool`; in any other process, `stop` is None."""
+    """The state of a process of `worker_pool`; in any other process, `shared` is None."""
 
-    stop: Any = None  # the event that ends its run
+    # Integers: why to stop, or 0; and each worker's process while that trains. Without a lock, which a process that is
+    # killed might hold.
+    shared: Any = None
+    number = 0  # of its own entry
     working = threading.Lock()  # held while it trains
 
 
@@ -33,28 +41,38 @@ class _Worker:
 def worker_pool(jobs: int) -> Iterator[Submit]:
     """Processes with their own cores. After a signal or an error inside, `is_worker_to_stop` is true in them.
 
+    A signal kills those that do not train yet, such as those that compile: they have nothing to save.
+
     Yields:
       A function that calls a function with some arguments in one of the processes, and returns a future.
 
     Raises:
       Interrupted: a signal came.
+      RunError: a process was killed.
     """
     context = multiprocessing.get_context("spawn")
-    cores, stop = context.Queue(), context.Event()
+    cores, shared = context.Queue(), context.RawArray("i", 1 + jobs)
     available = available_cores()
     for job in range(jobs):
-        cores.put(available[job::jobs] or available)
+        cores.put((1 + job, available[job::jobs] or available))
 
-    def kill_workers() -> None:
+    def stop_workers() -> None:
+        shared[0] = _SIGNAL
+        kill_workers(but=shared[1:])
+
+    def kill_workers(but: Collection[int] = ()) -> None:
         for process in multiprocessing.active_children():
-            process.kill()
+            if process.pid not in but:
+                process.kill()
 
     with (
-        workdirs.catch_signals(at_first=stop.set, at_second=kill_workers) as caught,
-        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, stop)) as pool,
+        workdirs.catch_signals(at_first=stop_workers, at_second=kill_workers) as caught,
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, shared)) as pool,
     ):
 
         def submit(work: Callable, *arguments: Any) -> concurrent.futures.Future:
+            if (signum := caught()) is not None:
+                raise workdirs.Interrupted(signum)
             # A new process inherits the blocked signals, until it ignores them itself.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             try:
@@ -65,18 +83,25 @@ def worker_pool(jobs: int) -> Iterator[Submit]:
         try:
             yield submit
         except BaseException as error:
-            stop.set()
+            shared[0] = shared[0] or _ERROR
             pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, StoppedEarly) and (signum := caught()) is not None:
+            is_broken = isinstance(error, BrokenProcessPool)
+            if (is_broken or isinstance(error, StoppedEarly)) and (signum := caught()) is not None:
                 raise workdirs.Interrupted(signum) from None
+            if is_broken:
+                raise RunError("a run's process was killed, perhaps for lack of memory") from None
             raise
         if (signum := caught()) is not None:
             raise workdirs.Interrupted(signum)
 
 
-def is_worker_to_stop() -> bool:
-    """Whether this is a process of `worker_pool` that must stop."""
-    return _Worker.stop is not None and _Worker.stop.is_set()
+def is_worker_to_stop(trains: bool = False) -> bool:
+    """Whether this is a process of `worker_pool` that must stop; `trains` if its run has begun to train."""
+    if _Worker.shared is None:
+        return False
+    if trains:
+        _Worker.shared[_Worker.number] = os.getpid()
+    return _Worker.shared[0] != 0
 
 
 def hush_orbax() -> None:
@@ -97,9 +122,9 @@ def available_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _begin(cores: Any, stop: Any) -> None:
+def _begin(cores: Any, shared: Any) -> None:
     """Gives a process its own cores: runs that share all cores take longer."""
-    _Worker.stop = stop
+    _Worker.shared = shared
     hush_orbax()
     # The parent answers a signal to the whole group. If the parent dies, its workers stop as well.
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -109,15 +134,25 @@ def _begin(cores: Any, stop: Any) -> None:
 
     def stop_with_parent() -> None:
         parent.join()
-        stop.set()
+        shared[0] = _ERROR
         with _Worker.working:
             os._exit(1)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
+    _Worker.number, own = cores.get()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores.get())
+        os.sched_setaffinity(0, own)
 
 
 def _work(work: Callable, *arguments: Any) -> Any:
     with _Worker.working:
-        return work(*arguments)
+        try:
+            return work(*arguments)
+        except Exception as error:
+            if _Worker.shared[0] == _SIGNAL:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            raise
+        finally:
+            _Worker.shared[_Worker.number] = 0
+            if _Worker.shared[0] == _SIGNAL:  # the pool may wait for a lock of a process that was killed
+                os._exit(0)

@@ -72,7 +72,7 @@ def train(
     dataset = load_dataset(config.data.dataset, control.data_dir)
     fork, start = None, about.get("start", 0)
     if fork_from is not None:
-        if not list(workdir.glob("checkpoints/[0-9]*")):
+        if not list(workdir.glob("checkpoints/[0-9]*[0-9]")):
             fork, start = _read_fork(config, dataset, fork_from)
         _check_fork(config, len(dataset.train), fork_from, start)
     controller = build.controller(config, len(dataset.train), start)
@@ -85,7 +85,9 @@ def train(
                 controller,
                 workdir,
                 control.intervals(config),
-                should_stop=lambda: caught() is not None or time.time() > control.stop_at or is_worker_to_stop(),
+                should_stop=lambda: (
+                    is_worker_to_stop(trains=True) or caught() is not None or time.time() > control.stop_at
+                ),
                 about={"config": _settings(config, fork_from), "start": start, **surroundings()},
                 fork=fork,
                 show="noise" if show == "auto" and control.show_noise else show,
@@ -101,17 +103,22 @@ def train(
 
 def check_folder(config: Config, workdir: pathlib.Path, fork_from: pathlib.Path | None = None) -> dict[str, Any]:
     """Returns the folder's config.json, {} if there is none; raises if the folder belongs to another run."""
+    settings = _settings(config, fork_from)
     identity.is_claimed(workdir, "run")
-    if not (workdir / "config.json").exists():
+    if not identity.is_kept(workdir):
         return {}
-    about = read_surroundings(workdir)
-    identity.check_same(workdir, about["config"], _settings(config, fork_from))
+    if about := read_surroundings(workdir):
+        identity.check_same(workdir, about["config"], settings)
+    else:
+        identity.is_claimed(workdir, "run", {"config": settings})
     return about
 
 
 def read_surroundings(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config.json of a run; see `surroundings`."""
-    return read_json(workdir / "config.json", ("config", "versions", "devices"))
+    """The config.json of a run, {} if there is none; see `surroundings`."""
+    if not (path := workdir / "config.json").exists():
+        return {}
+    return read_json(path, ("config", "versions", "devices"), "mend or remove this file; the run can do without it")
 
 
 def headlines(summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from bsjax.engine.devices import is_first_process
 from bsjax.errors import check_whole
 from bsjax.run import identity
 from bsjax.run import workdir as workdirs
-from bsjax.run.metrics import read_metrics, read_summary
+from bsjax.run.metrics import read_metrics, read_summary, write_whole
 from experiments.harness import build, config_flags, control, presets, runs
 from experiments.harness.config import CONCERNS, Config
 
@@ -129,7 +130,7 @@ def write_summary(workdir: pathlib.Path) -> None:
     for number, (folder, summary) in enumerate(ended):
         about = runs.read_surroundings(folder)
         values = {name: summary.get(name) for name in (*_OUTCOME, *finals, *_COST)}
-        made_with = {"device": about["devices"][0], "jax": about["versions"]["jax"]}
+        made_with = {"device": about.get("devices", [""])[0], "jax": about.get("versions", {}).get("jax", "")}
         summaries.append({"number": number, "run": folder.name, **values, **made_with})
         merged: dict[int, dict[str, Any]] = {}
         for line in read_metrics(folder / "metrics.jsonl"):
@@ -144,8 +145,9 @@ def write_summary(workdir: pathlib.Path) -> None:
 def write_csv(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a table unless it is empty, floats with six significant digits."""
     if rows:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+        write_whole(path, file.getvalue().encode())

@@ -241,8 +241,8 @@ MISFITS = [
 ]
 MULTIPLES = "whole numbers in increasing order, from 1 to more than 2"
 BAD_OPTIONS = [
-    ("planned", "factor", 2, "option of planned is 'factor'; it must be left out: it has none"),
-    ("cabs", "smothing", 0.9, "option of cabs is 'smothing'; it must be one of smoothing; nearest: smoothing"),
+    ("planned", "factor", 2, "controller_options is 'factor'; it must be empty: planned has no options"),
+    ("cabs", "smothing", 0.9, "controller_options is 'smothing'; it must be one of smoothing; nearest: smoothing"),
     ("plateau", "patience", "few", "patience is 'few'; it must be a whole number >= 1"),
     ("plateau", "patience", True, "patience is True; it must be a whole number >= 1; nearest: 1"),
     ("plateau", "bound_by_decay", "1", "bound_by_decay is 1; it must be True or False; nearest: True"),

@@ -157,8 +157,7 @@ def test_a_fixed_microbatch_keeps_to_the_devices_that_can_share_its_ghosts():
         ),
         (
             lambda: layout.check_microbatch_size(0, 8, 1),
-            "microbatch_size is 0; it must be a multiple of the group size 8, or a share of it for 1 devices; "
-            "nearest: 8",
+            "microbatch_size is 0; it must be a multiple of the group size 8; nearest: 8",
         ),
     ],
 )

@@ -7,8 +7,8 @@ import pathlib
 import pytest
 
 from bsjax import InvalidArgument
-from bsjax.errors import DivergedError
-from experiments.harness import build, runs
+from bsjax.errors import DivergedError, RunError
+from experiments.harness import build, runs, studies
 from experiments.harness.config import Config
 from experiments.harness.control import Control
 from experiments.harness.pool import StoppedEarly
@@ -24,17 +24,28 @@ _SMALL = Config().replace(
 )
 
 
-def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path):
-    summary = runs.train(_SMALL, tmp_path, show="none")
+def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path, read_csv):
+    workdir = tmp_path / "runs" / "run"
+    summary = runs.train(_SMALL, workdir, show="none")
     assert summary["num_updates"] == build.recipe(_SMALL, 1437).plan().num_updates
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    written = json.loads((tmp_path / "config.json").read_text())
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    written = json.loads((workdir / "config.json").read_text())
     assert written["config"]["conversion"]["max_batch_size"] == 40
     assert written["versions"]["jax"] and written["devices"]
 
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert runs.train(_SMALL, tmp_path, show="none") == summary
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
+    assert runs.train(_SMALL, workdir, show="none") == summary
+    assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
+
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config.json cannot be read: .*; mend or remove this file; the run can do"):
+        runs.train(_SMALL, workdir, show="none")
+    (workdir / "config.json").unlink()
+    assert runs.train(_SMALL, workdir, show="none") == summary
+    with pytest.raises(InvalidArgument, match=r"it has config.run.seed 0 there, 1 here"):
+        runs.train(_SMALL.replace(seed=1), workdir, show="none")
+    studies.write_summary(tmp_path)
+    assert [row["device"] for row in read_csv(tmp_path / "summary.csv")] == [""]
 
 
 def test_nothing_is_written_where_a_flag_is_wrong(tmp_path: pathlib.Path):

@@ -1,7 +1,10 @@
 """Real processes that are asked to stop, killed, or in each other's way."""
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -86,6 +89,41 @@ for name in ("metrics", "summary", next(name for name in expected if "params" in
 """
     _, output, error = end_of(start_python("-c", code, tmp_path / "peace"))
     assert re.fullmatch(r"metrics\nsummary\n.*params.*\n", output), error
+
+
+def test_ctrl_c_ends_a_study_that_compiles_without_training(start, tmp_path):
+    process = start("figure5", "--seeds=1", "--jobs=2", "--nocompilation_cache")
+    while not list(tmp_path.glob("runs/*/identity.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    code, _, error = end_of(process)
+    assert (code, error.splitlines()[-1]) == (130, "error: stopped by SIGINT; the same command continues")
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
+
+
+@pytest.mark.parametrize(("script", "size"), [("train", 4), ("train", 200), ("figure5 --seeds=1 --jobs=2", 300)])
+def test_on_a_full_disk_and_then_with_space_again(tmp_path, script, size):
+    """A file system in memory, of so many KiB. The run writes checkpoints of 80 KiB."""
+    if subprocess.run(["sh", "-c", f"unshare -rm mount -t tmpfs tmpfs {tmp_path}"], capture_output=True).returncode:
+        pytest.skip("this system mounts no file systems for its users")
+    flags = "--model=mlp --num_epochs=4 --checkpoint_every_epochs=1 --checkpoint_min_s=0 --nocompilation_cache"
+    check = "import json, pathlib; [json.loads(path.read_text()) for path in pathlib.Path().glob('**/*.json')]"
+    program = f"""
+run() {{ {sys.executable} -m experiments.{script} {flags} --workdir={tmp_path}/run || code=$?; echo code $code >&2; }}
+code=0
+mount -t tmpfs -o size={size}k tmpfs {tmp_path}
+run
+(cd {tmp_path} && {sys.executable} -c "{check}")
+mount -o remount,size=100m {tmp_path}
+code=0
+run
+"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    command = ["unshare", "-rm", "sh", "-ec", program]
+    error = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S).stderr
+    lines = [line for line in error.splitlines() if not line.startswith(("epoch ", "The preset's decays move"))]
+    assert re.fullmatch(rf"error: .*{tmp_path}/run/?.* cannot be written: No space left on device", lines[0]), error
+    assert lines[1:] == ["code 1", "code 0"], error
 
 
 def test_a_full_disk_is_an_error_of_one_line(start_python, tmp_path):

@@ -1,13 +1,15 @@
 """A folder has one writer at a time; the first signal asks a run to stop, the second one ends the process."""
 
+import contextlib
 import os
 import signal
 
 import pytest
 
 from bsjax import InvalidArgument, Plan
+from bsjax.engine.devices import first_replica
 from bsjax.errors import RunError
-from bsjax.run import Interrupted, claim, differences, is_claimed, read_json, train, workdir
+from bsjax.run import Checkpoints, Interrupted, claim, differences, is_claimed, read_json, train, workdir
 
 PLAN = Plan(40, [8] * 5, [0.1] * 5, [0.9] * 5)
 
@@ -107,6 +109,19 @@ def test_a_folder_belongs_to_a_run_or_a_study(tmp_path, fake_engine):
     (tmp_path / "old" / "runs").mkdir(parents=True)
     with pytest.raises(InvalidArgument, match=refused):
         train(fake_engine(40), PLAN, tmp_path / "old", show="none")
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_its_folder_to_any(tmp_path, fake_engine):
+    train(fake_engine(40), PLAN, tmp_path / "parent", show="none")
+    with contextlib.closing(Checkpoints(tmp_path / "parent" / "checkpoints", read_only=True)) as checkpoints:
+        parent = checkpoints.restore(first_replica(fake_engine(40).init()))
+    for fork in (None, parent):
+        workdir = tmp_path / ("run" if fork is None else "fork")
+        with pytest.raises(IndexError):
+            train(fake_engine(40, losses=[], task={"loss": "wrong"}), PLAN, workdir, fork=fork, show="none")
+        train(fake_engine(40, task={"loss": "mended"}), PLAN, workdir, should_stop=lambda: True, fork=fork, show="none")
+        with pytest.raises(InvalidArgument, match=r"it has task.loss 'mended' there, 'other' here"):
+            train(fake_engine(40, task={"loss": "other"}), PLAN, workdir, fork=fork, show="none")
 
 
 def test_a_summary_without_an_identity_is_refused(tmp_path, fake_engine):

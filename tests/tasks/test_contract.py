@@ -1,6 +1,9 @@
 """What a task, an optimizer and an update owe each other, and the words in which it is said."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -165,6 +168,35 @@ def test_a_loss_is_known_by_the_constants_that_it_closes_over():
 
     assert make(1.0) == make(1.0) != make(2.0)
     assert make(np.ones(3)) != make(np.zeros(3))
+
+
+_LOSS = """
+SCALE = 1.0
+def scaled(x):
+    return [SCALE * one for one in x]  # a comment
+def loss_fn(params, examples, keys, train, power=2):
+    return sum(scaled(examples)) if train in {"yes", "no", "perhaps"} else power
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("SCALE = 1", "SCALE = 2"), ("SCALE *", "SCALE /"), ("sum", "max"), ("power=2", "power=3")]
+)
+def test_a_loss_is_known_by_its_code(old, new):
+    def identity(text, **options):
+        namespace = {"__name__": "users"}
+        exec(text, namespace)
+        return from_loss(namespace["loss_fn"], init_fn, **options).identity
+
+    assert identity(_LOSS) == identity(_LOSS.replace("a comment", "another")) != identity(_LOSS.replace(old, new))
+    assert identity(_LOSS, name="mine") == identity(_LOSS.replace(old, new), name="mine")
+
+
+def test_a_losss_code_is_the_same_in_every_process():
+    """The order of a set of texts is not."""
+    code = f"{_LOSS}\nfrom bsjax.constants import describe_code\nprint(describe_code(loss_fn))"
+    environments = [os.environ | {"PYTHONHASHSEED": seed} for seed in "123"]
+    assert len({subprocess.check_output([sys.executable, "-c", code], env=one) for one in environments}) == 1
 
 
 class FlaxBatchNorm(nn.Module):

@@ -209,3 +209,20 @@ def test_float_images_train_too():
         )
         _, metrics = engine.update(engine.init(), bsjax.Update(0, 0, 8, 0.1, 0.0))
         assert np.isfinite(metrics.loss)
+
+
+class Softmax(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("model", [CNN(3, depth=1, width=2), Softmax()])
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_is_refused(model, label):
+    def source(last):
+        return ArraySource({"image": np.ones((16, 4, 4, 1), np.uint8), "label": np.r_[[0] * 14, last, 2]})
+
+    message = rf"^the label of test example 14 is {label}; it must be in \[0, 3\), a class of the model$"
+    with pytest.raises(bsjax.InvalidArgument, match=message):
+        Engine(Classification(model), create_optimizer("sgd"), source(0), source(label), [8])
