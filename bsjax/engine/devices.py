@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bsjax.engine.shares import Share, join, map_shares, share_shape, split
 from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 
@@ -130,21 +131,33 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.tree.map(lambda x: _place(x, _stacked(devices)), tree)
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Stacks a copy per device along a new leading axis."""
+def replicate(tree: Any, devices: Sequence[jax.Device], shared: Any = None) -> Any:
+    """Stacks a copy per device along a new leading axis; where the tree `shared` is true, a share per device."""
     sharding = _stacked(devices)
 
-    def stack(x: Any) -> jax.Array:
-        copy = np.asarray(x)[None]
-        return jax.make_array_from_callback((len(devices), *copy.shape[1:]), sharding, lambda _: copy)
+    def stack(x: Any, is_shared: bool = False) -> jax.Array | Share:
+        x = np.asarray(x)
+        if is_shared:
+            shares = split(x, len(devices))
+            return Share(jax.make_array_from_callback(shares.shape, sharding, lambda index: shares[index]), x.shape)
+        return jax.make_array_from_callback((len(devices), *x.shape), sharding, lambda _: x[None])
 
     with jax.transfer_guard("allow"):  # JAX takes this transfer for an implicit one
-        return jax.tree.map(stack, tree)
+        return jax.tree.map(stack, tree, *([] if shared is None else [shared]))
 
 
 def first_replica(tree: Any) -> Any:
-    """An entry of stacked arrays that are the same on all devices, as numpy arrays."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    """An entry of stacked arrays that are the same on all devices, and what they share, as numpy arrays.
+
+    With many processes, all call it if there are shares.
+    """
+
+    def whole(share: Share) -> np.ndarray:
+        if share.array.is_fully_addressable:
+            return join(np.asarray(share.array), share.shape)
+        return join(np.asarray(multihost_utils.process_allgather(share.array, tiled=True)), share.shape)
+
+    return map_shares(whole, tree, lambda x: np.asarray(x.addressable_data(0))[0])
 
 
 def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
@@ -156,6 +169,16 @@ def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
         return jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype, sharding=_stacked(devices))
 
     return jax.tree.map(shape_of, tree)
+
+
+def shapes_on_each(state: Any, num_devices: int) -> Any:
+    """Shapes and dtypes of a stacked state, without the device axis, if it were on so many devices."""
+
+    def on_each(share: Share) -> Any:
+        shape = share_shape(share.shape, num_devices)
+        return Share(jax.ShapeDtypeStruct(shape, share.array.dtype), share.shape)
+
+    return map_shares(on_each, state, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
 
 
 def is_first_process() -> bool:
