@@ -21,9 +21,11 @@ from bsjax.errors import InvalidArgument
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 
 _ELEMENTWISE = frozenset(
-    "abs add add_any and broadcast_in_dim cbrt ceil clamp convert_element_type copy cos div eq erf exp "  # noqa: SIM905
-    "exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem round rsqrt select_n sign "
-    "sin sqrt square stop_gradient sub tanh xor".split()
+    (  # noqa: SIM905
+        "abs add add_any and broadcast_in_dim cbrt ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 "
+        "floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem round rsqrt "
+        "select_n sign sin sqrt square stop_gradient sub tanh xor"
+    ).split()
 )
 _CALLS = frozenset("closed_call cond core_call custom_jvp_call custom_vjp_call jit pjit remat2".split())  # noqa: SIM905
 
