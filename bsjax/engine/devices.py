@@ -1,13 +1,16 @@
-"""Everything that knows how many devices and processes there are: pmapped programs, state with a device axis.
+"""Everything that knows how many devices and processes there are: mapped programs, state with a device axis.
 
 `jax.pmap` maps the pure functions of `bsjax.engine.step` over the devices, with the axis named "batch". State
 stays stacked: each array has a leading axis of one entry per device, which is what lets the
 gradient accumulator differ between devices without a collective. With many processes, such an array spans
 them all, and a process hands over the entries of its own devices.
+
+With BSJAX_MAPPING=shard_map in the environment, `jax.shard_map` does what `jax.pmap` does: for a JAX without pmap.
 """
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +20,38 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bsjax.errors import InvalidArgument
+from bsjax.engine.shares import Share, join, map_shares, share_shape, split
+from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
+
+MAPPINGS = ("pmap", "shard_map")
+
+
+def mapped(function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()) -> Any:
+    """Maps a function over devices, along the first axis of all its arguments and results, with the axis "batch".
+
+    Raises:
+      InvalidArgument: BSJAX_MAPPING, from the environment, is not one of `MAPPINGS`.
+    """
+    mapping = os.environ.get("BSJAX_MAPPING", "pmap")
+    check_choice("BSJAX_MAPPING", mapping, MAPPINGS)
+    if mapping == "pmap":
+        return jax.pmap(function, axis_name=AXIS_NAME, devices=devices, donate_argnums=donate_argnums)
+    sharding = _stacked(devices)
+
+    def on_one_device(*args: Any) -> Any:
+        result = function(*jax.tree.map(lambda x: jax.lax.squeeze(x, [0]), args))
+        return jax.tree.map(lambda x: jax.lax.expand_dims(x, [0]), result)
+
+    # Without the check of varying axes, whose gradients are already summed over the devices.
+    on_all = jax.shard_map(
+        on_one_device, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False
+    )
+    return jax.jit(on_all, donate_argnums=donate_argnums, in_shardings=sharding, out_shardings=sharding)
 
 
 class Program:
-    """A function pmapped over devices, compiled explicitly: once per shape, ahead of time if asked to.
+    """A function mapped over devices, compiled explicitly: once per shape, ahead of time if asked to.
 
     Attributes:
       num_compilations: how many executables were made.
@@ -31,7 +60,7 @@ class Program:
     """
 
     def __init__(self, function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()):
-        self._pmapped = jax.pmap(function, axis_name=AXIS_NAME, devices=devices, donate_argnums=donate_argnums)
+        self._mapped = mapped(function, devices, donate_argnums)
         self._sharding = _stacked(devices)
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._locks: dict[Any, threading.Lock] = {}
@@ -84,7 +113,7 @@ class Program:
         """With many processes, pmap takes no shapes to lower from; zeros are in memory for a moment instead."""
         if not self._sharding.is_fully_addressable:
             args = jax.tree.map(lambda x: _zeros(x.shape, x.dtype, self._sharding), args)
-        return self._pmapped.lower(*args)
+        return self._mapped.lower(*args)
 
 
 def all_devices() -> list[jax.Device]:
@@ -109,21 +138,33 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.tree.map(lambda x: _place(x, _stacked(devices)), tree)
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Stacks a copy per device along a new leading axis."""
+def replicate(tree: Any, devices: Sequence[jax.Device], shared: Any = None) -> Any:
+    """Stacks a copy per device along a new leading axis; where the tree `shared` is true, a share per device."""
     sharding = _stacked(devices)
 
-    def stack(x: Any) -> jax.Array:
-        copy = np.asarray(x)[None]
-        return jax.make_array_from_callback((len(devices), *copy.shape[1:]), sharding, lambda _: copy)
+    def stack(x: Any, is_shared: bool = False) -> jax.Array | Share:
+        x = np.asarray(x)
+        if is_shared:
+            shares = split(x, len(devices))
+            return Share(jax.make_array_from_callback(shares.shape, sharding, lambda index: shares[index]), x.shape)
+        return jax.make_array_from_callback((len(devices), *x.shape), sharding, lambda _: x[None])
 
     with jax.transfer_guard("allow"):  # JAX takes this transfer for an implicit one
-        return jax.tree.map(stack, tree)
+        return jax.tree.map(stack, tree, *([] if shared is None else [shared]))
 
 
 def first_replica(tree: Any) -> Any:
-    """An entry of stacked arrays that are the same on all devices, as numpy arrays."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    """An entry of stacked arrays that are the same on all devices, and what they share, as numpy arrays.
+
+    With many processes, all call it if there are shares.
+    """
+
+    def whole(share: Share) -> np.ndarray:
+        if share.array.is_fully_addressable:
+            return join(np.asarray(share.array), share.shape)
+        return join(np.asarray(multihost_utils.process_allgather(share.array, tiled=True)), share.shape)
+
+    return map_shares(whole, tree, lambda x: np.asarray(x.addressable_data(0))[0])
 
 
 def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
@@ -135,6 +176,16 @@ def shapes_of(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
         return jax.ShapeDtypeStruct((len(devices), *x.shape), x.dtype, sharding=_stacked(devices))
 
     return jax.tree.map(shape_of, tree)
+
+
+def shapes_on_each(state: Any, num_devices: int) -> Any:
+    """Shapes and dtypes of a stacked state, without the device axis, if it were on so many devices."""
+
+    def on_each(share: Share) -> Any:
+        shape = share_shape(share.shape, num_devices)
+        return Share(jax.ShapeDtypeStruct(shape, share.array.dtype), share.shape)
+
+    return map_shares(on_each, state, lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
 
 
 def is_first_process() -> bool:

@@ -77,6 +77,7 @@ class Engine:
       devices: default, all of all processes.
       grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.engine.layout.Layouts`.
       measure_noise: every update is to have two microbatches or more, see `bsjax.engine.layout.Layouts`.
+      shard_optimizer: each device keeps a share of the optimizer's state, see `bsjax.engine.shares`.
 
     Raises:
       InvalidArgument: an argument is not what it should be; a batch or microbatch size does not hold whole groups; the
@@ -116,6 +117,7 @@ class Engine:
         devices: Sequence[jax.Device] | None = None,
         grow_devices: bool = False,
         measure_noise: bool = False,
+        shard_optimizer: bool = False,
     ):
         check_choice("examples_on", examples_on, EXAMPLES_ON)
         example = check_arguments(task, tx, train, test)
@@ -159,6 +161,7 @@ class Engine:
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
         stream = ExampleStream(len(train), seed)
         self._init = functools.partial(jax.jit(steps.init), init_key, example)
+        self._shared = steps.shared(jax.eval_shape(self._init)) if shard_optimizer else None
         self._metrics = ("loss", *task.metrics, "grad_norm", "weighted_grad_sq", "num_stops")
         eval_metrics = ("loss", *task.metrics, "num_examples")
         # Names of the updates' hyperparameters, and the optimizer's names of these: known from the first update on.
@@ -247,7 +250,7 @@ class Engine:
 
     def place(self, state: TrainState) -> TrainState:
         """A state of one device, such as a checkpoint's, on all of them."""
-        return replicate(state, self.devices)
+        return replicate(state, self.devices, self._shared)
 
     def check_hyperparameters(self, hyperparameters: Mapping[str, float]) -> None:
         """Refuses what the optimizer has no place for, before anything is compiled; the first update does so too.
@@ -353,7 +356,7 @@ class Engine:
     def _move(self, state: TrainState, programs: Programs) -> TrainState:
         if _num_devices(state) == len(programs.devices):
             return state
-        return programs.place(first_replica(state))
+        return replicate(first_replica(state), programs.devices, self._shared)
 
 
 def _num_devices(state: TrainState) -> int:

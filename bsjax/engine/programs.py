@@ -11,7 +11,7 @@ import numpy as np
 
 from bsjax.data import ExampleStream, Source
 from bsjax.engine import layout
-from bsjax.engine.devices import Program, first_replica, local_part, replicate, shapes_of
+from bsjax.engine.devices import Program, first_replica, local_part, shapes_of, shapes_on_each
 from bsjax.engine.feed import create_feeds
 from bsjax.engine.step import Microbatch, Steps, TrainState, example_keys
 from bsjax.models.ghost_batch_norm import AXIS_NAME
@@ -91,10 +91,6 @@ class Programs:
         self._compiler = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._compiling: dict[tuple[int, bool], concurrent.futures.Future] = {}
 
-    def place(self, state: TrainState) -> TrainState:
-        """A state of one device on all of these."""
-        return replicate(state, self.devices)
-
     def update(
         self, state: TrainState, examples_seen: int, batch_size: int, microbatch_size: int, controls: Sequence[float]
     ) -> tuple[TrainState, jax.Array]:
@@ -124,7 +120,7 @@ class Programs:
 
     def microbatch_bytes(self, state: TrainState, microbatch_size: int) -> int:
         """Compiles the accumulation of a microbatch; returns the bytes that it takes beyond state and examples."""
-        self._compile(jax.tree.map(_entry, state), microbatch_size, single=False)
+        self._compile(shapes_on_each(state, len(self.devices)), microbatch_size, single=False)
         return self._accumulate.temporary_bytes(microbatch_size)
 
     def time_microbatches(self, state: TrainState, microbatch_size: int, count: int) -> float:
@@ -157,7 +153,7 @@ class Programs:
         """Begins to compile, in the background, what updates of a batch size need; `state` gives the shapes."""
         needed = microbatch_size, self._is_single(batch_size, microbatch_size)
         if needed not in self._compiling:
-            shapes = jax.tree.map(_entry, state)
+            shapes = shapes_on_each(state, len(self.devices))
             enabled = jax.config.read("jax_enable_x64")
 
             def compile_with_our_precision() -> None:  # which a thread does not inherit
@@ -181,11 +177,6 @@ class Programs:
             self._zero_accumulator.compile((), state)
             self._accumulate.compile(microbatch_size, accumulator, state, pool, address)
             self._apply_update.compile((), state, accumulator, controls)
-
-
-def _entry(x: jax.Array) -> jax.ShapeDtypeStruct:
-    """The shape of a device's entry of a stacked array."""
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _read(pool: Any, address: jax.Array) -> Microbatch:

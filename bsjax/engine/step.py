@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bsjax.engine import shares
 from bsjax.engine.contract import check_losses, check_params, in_the_users_words
 from bsjax.gradient_noise import shard_term, squared_norm
 from bsjax.models.ghost_batch_norm import AXIS_NAME
@@ -25,7 +26,7 @@ class TrainState(NamedTuple):
 
     params: Any
     batch_stats: Any  # running averages of the groups' statistics; {} without any
-    opt_state: optax.OptState
+    opt_state: optax.OptState  # with a `bsjax.engine.shares.Share` for each array that the devices share
 
 
 class Microbatch(NamedTuple):
@@ -96,6 +97,15 @@ class Steps:
         with jax.numpy_dtype_promotion("standard"):  # which optax relies on
             return TrainState(params, batch_stats, self.tx.init(params))
 
+    def shared(self, state: TrainState) -> TrainState:
+        """Which arrays of a state the devices may share; only shapes and dtypes are needed.
+
+        Raises:
+          InvalidArgument: the optimizer stands no shares, see `bsjax.engine.shares.check_elementwise`.
+        """
+        params, batch_stats = jax.tree.map(lambda _: False, (state.params, state.batch_stats))
+        return TrainState(params, batch_stats, shares.check_elementwise(self.tx, state.params))
+
     def zero_accumulator(self, state: TrainState) -> Accumulator:
         """An accumulator of no microbatches."""
         zero = jnp.zeros(())
@@ -107,13 +117,20 @@ class Steps:
         return jax.tree.map(jnp.add, accumulator, self._sums(state, microbatch))
 
     def apply_update(self, state: TrainState, accumulator: Accumulator, hyperparams: dict) -> tuple[TrainState, dict]:
-        """One all-reduce and one division, then optax; returns the new state and the metrics."""
-        total = jax.lax.psum(accumulator, AXIS_NAME)
+        """One all-reduce and one division, then optax; returns the new state and the metrics.
+
+        Where the devices share the optimizer's state, each updates its share of the parameters, and gathers the others.
+        """
+        num_shares = shares.num_shares(state.opt_state)
+        total = _total(accumulator, num_shares)
         grads = jax.tree.map(lambda g: g / total.num_examples.astype(g.dtype), total.grads)
-        opt_state = _set_hyperparams(state.opt_state, hyperparams)
+        params = shares.share_of(state.params, num_shares)
+        opt_state = _set_hyperparams(shares.without_shares(state.opt_state), hyperparams)
         with jax.numpy_dtype_promotion("standard"):  # which optax relies on
-            updates, opt_state = self.tx.update(grads, opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = self.tx.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        params = shares.gather(params, state.params, num_shares)
+        opt_state = shares.with_shares(opt_state, state.opt_state)
 
         def fold_in(running: jax.Array, stat: jax.Array) -> jax.Array:
             num_groups = total.num_groups.astype(running.dtype)
@@ -124,7 +141,7 @@ class Steps:
         metrics = {
             "loss": total.loss / total.num_examples,
             **{name: metric / total.num_examples for name, metric in total.metrics.items()},
-            "grad_norm": jnp.sqrt(squared_norm(_joined(grads))),
+            "grad_norm": jnp.sqrt(_squared_norm(grads, state.params, num_shares)),
             "weighted_grad_sq": total.weighted_grad_sq,
         }
         return TrainState(params, batch_stats, opt_state), metrics
@@ -176,6 +193,25 @@ def _weighted_sums(metrics: dict[str, jax.Array], microbatch: Microbatch) -> dic
 
 def _along(stat: jax.Array, weights: jax.Array) -> jax.Array:
     return weights.reshape(-1, *(1,) * (stat.ndim - 1)).astype(stat.dtype)
+
+
+def _total(accumulator: Accumulator, num_shares: int) -> Accumulator:
+    """The sums over all devices; of the gradients, this device's share."""
+    if num_shares == 1:
+        return jax.lax.psum(accumulator, AXIS_NAME)
+    others = jax.lax.psum(accumulator._replace(grads=()), AXIS_NAME)
+    return others._replace(grads=shares.sum_over_devices(accumulator.grads, num_shares))
+
+
+def _squared_norm(grads: Any, params: Any, num_shares: int) -> jax.Array:
+    """Of the whole gradient of these parameters, from this device's share of it."""
+    if num_shares == 1:
+        return squared_norm(_joined(grads))
+    shared: list[jax.Array] = []
+    single: list[jax.Array] = []
+    for grad, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
+        (shared if shares.is_shared(param, num_shares) else single).append(grad)
+    return jax.lax.psum(squared_norm(_joined(shared)), AXIS_NAME) + squared_norm(_joined(single))
 
 
 def _joined(tree: Any) -> list[jax.Array]:

@@ -88,7 +88,9 @@ def create_engine(setup: Setup, seed: int) -> tuple[Engine, float]:
     size, batch_sizes = len(dataset.train), np.array(setup.batch_sizes)
     first = build.recipe(config, size).plan()[0]
     plan = Plan(size, batch_sizes, np.full(len(batch_sizes), first.learning_rate), np.zeros(len(batch_sizes)))
-    return build.engine(config, dataset, plan, setup.control.images_on, setup.control.devices), first.momentum
+    control = setup.control
+    engine = build.engine(config, dataset, plan, control.images_on, control.devices, control.shard_optimizer)
+    return engine, first.momentum
 
 
 def train(setup: Setup, config: Config, target_loss: float, max_steps: int, folder: pathlib.Path) -> Trial:

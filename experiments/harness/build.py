@@ -207,7 +207,12 @@ def controller(config: Config, dataset_size: int, start: int = 0) -> Any:
 
 
 def engine(
-    config: Config, dataset: Dataset, controller: Plan | Any, examples_on: str = "auto", devices: str = "all"
+    config: Config,
+    dataset: Dataset,
+    controller: Plan | Any,
+    examples_on: str = "auto",
+    devices: str = "all",
+    shard_optimizer: bool = False,
 ) -> Engine:
     """The engine; devices is "all", "auto" or a number, in all processes together."""
     with argument_is_flag(unit_of(config)):
@@ -223,6 +228,7 @@ def engine(
             devices=first_of_each_process(all_devices(), int(devices)) if devices.isdigit() else None,
             grow_devices=devices == "auto",
             measure_noise=config.run.measure_noise or getattr(controller, "needs_noise", False),
+            shard_optimizer=shard_optimizer,
         )
 
 

@@ -25,6 +25,7 @@ class Control:
     data_dir: str | None = field(None, "Folder of prepared data sets; default $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
     images_on: str = field("auto", _WHERE)
     devices: str = field("all", "all, a number of them, or auto: as many as make a batch fastest.")
+    shard_optimizer: bool = field(False, "Each device keeps a share of the optimizer's state, not all of it.")
     checkpoint_every_epochs: float = field(
         10.0, "Checkpoint this often, in epochs; also where the batch size changes, and at the end."
     )

@@ -76,7 +76,7 @@ def train(
             fork, start = _read_fork(config, dataset, fork_from)
         _check_fork(config, len(dataset.train), fork_from, start)
     controller = build.controller(config, len(dataset.train), start)
-    engine = build.engine(config, dataset, controller, control.images_on, control.devices)
+    engine = build.engine(config, dataset, controller, control.images_on, control.devices, control.shard_optimizer)
     workdirs.make(workdir)
     with workdirs.catch_signals() as caught:
         try:

@@ -4,10 +4,16 @@ import jax
 import pytest
 
 from bsjax.engine import Engine
-from bsjax.engine.devices import replicate
+from bsjax.engine.devices import MAPPINGS, replicate
 from bsjax.models import MLP
 from bsjax.optimizers import create_optimizer
 from bsjax.tasks import Classification
+
+
+@pytest.fixture(params=MAPPINGS)
+def mapping(request, monkeypatch):
+    """A test with this runs on `jax.pmap` and on its twin; BSJAX_MAPPING=shard_map runs the others on that one."""
+    monkeypatch.setenv("BSJAX_MAPPING", request.param)
 
 
 @pytest.fixture(scope="module")

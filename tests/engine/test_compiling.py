@@ -9,6 +9,8 @@ import pytest
 from bsjax import Update
 from bsjax.engine.devices import first_replica
 
+pytestmark = pytest.mark.usefixtures("mapping")
+
 
 def update(examples_seen, batch_size, momentum=0.0):
     return Update(0, examples_seen, batch_size, 0.1, momentum)

@@ -1,4 +1,4 @@
-"""Programs: one executable per shape, whichever thread asks first; and stacked state."""
+"""Programs: one executable per shape, whichever thread asks first; stacked state; and the two ways to map."""
 
 import threading
 
@@ -7,14 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bsjax.engine.devices import Program, first_replica, replicate, shapes_of
+from bsjax import InvalidArgument, Update
+from bsjax.engine import Engine
+from bsjax.engine.devices import MAPPINGS, Program, first_replica, mapped, replicate, shapes_of
+from bsjax.models import CNN, MLP
 from bsjax.models.ghost_batch_norm import AXIS_NAME
+from bsjax.optimizers import create_optimizer
+from bsjax.tasks import Classification
 
 
 def sum_over_devices(x):
     return jax.lax.psum(x, AXIS_NAME)
 
 
+@pytest.mark.usefixtures("mapping")
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_one_executable_per_shape(num_devices):
     devices = jax.devices()[:num_devices]
@@ -27,6 +33,7 @@ def test_one_executable_per_shape(num_devices):
     assert program.stall_time_s >= program.compile_time_s > 0
 
 
+@pytest.mark.usefixtures("mapping")
 def test_compiled_from_shapes_alone_a_call_does_not_wait():
     devices = jax.devices()[:4]
     program = Program(sum_over_devices, devices)
@@ -39,6 +46,7 @@ def test_compiled_from_shapes_alone_a_call_does_not_wait():
     assert (program.num_compilations, program.stall_time_s) == (1, 0.0)
 
 
+@pytest.mark.usefixtures("mapping")
 def test_threads_that_need_the_same_shape_compile_it_once():
     devices = jax.devices()[:2]
     program = Program(sum_over_devices, devices)
@@ -59,3 +67,40 @@ def test_replicas():
     assert [shard.device for shard in stacked["a"].addressable_shards] == jax.devices()[:4]
     jax.tree.map(np.testing.assert_array_equal, first_replica(stacked), tree)
     assert isinstance(first_replica(stacked)["a"], np.ndarray)
+
+
+@pytest.mark.usefixtures("mapping")
+def test_donated_memory_is_used_again():
+    devices = jax.devices()[:2]
+    program, x = Program(lambda x, y: (x + y, y), devices, donate_argnums=(0,)), replicate(jnp.ones(3), devices)
+    y = replicate(jnp.ones(3), devices)
+    program((), x, y)
+    assert x.is_deleted() and not y.is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("model", "num_devices", "microbatch_size"),
+    [(MLP(10, depth=1, width=4), 1, 16), (CNN(10, depth=1, width=2, ghost_batch_size=8), 8, 2)],
+    ids=["one device", "ghosts of four devices"],
+)
+def test_both_mappings_give_the_same_bits(dataset, random_state, monkeypatch, model, num_devices, microbatch_size):
+    """After updates of one microbatch and of several, and in the evaluation."""
+    tx, devices = create_optimizer("adam"), jax.devices()[:num_devices]
+    results = []
+    for mapping in MAPPINGS:
+        monkeypatch.setenv("BSJAX_MAPPING", mapping)
+        task = Classification(model, mean=dataset.mean, std=dataset.std)
+        options = {"microbatch_size": microbatch_size, "devices": devices}
+        engine = Engine(task, tx, dataset.train, dataset.test, [16], **options)
+        state, metrics = replicate(random_state(model, tx, (8, 8, 1)), devices), []
+        for update in range(4):
+            state, values = engine.update(state, Update(update, 40 * update, 16 + update % 2 * 24, 0.1, 0.9))
+            metrics.append(values.read())
+        results.append((jax.device_get(state), metrics, engine.evaluate(state)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_another_mapping_is_refused(monkeypatch):
+    monkeypatch.setenv("BSJAX_MAPPING", "vmap")
+    with pytest.raises(InvalidArgument, match=r"^BSJAX_MAPPING is 'vmap'; .* pmap, shard_map; nearest: pmap$"):
+        mapped(sum_over_devices, jax.devices())

@@ -3,18 +3,21 @@
 This file is also what each of the processes runs.
 """
 
+import functools
 import os
 import pathlib
 import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bsjax.engine.devices import Program
 from bsjax.engine.step import Microbatch, Steps
 from bsjax.models import CNN
 from bsjax.models.ghost_batch_norm import AXIS_NAME
@@ -24,11 +27,15 @@ from bsjax.tasks import Classification
 NUM_PROCESSES, NUM_LOCAL_DEVICES, MICROBATCH_SIZE = 2, 2, 2
 NUM_DEVICES = NUM_PROCESSES * NUM_LOCAL_DEVICES
 # Ghost batch size and microbatches per update: ghosts of 4 are shared by the devices of a process, of 8 by all.
-CASES = {"ghosts in a process": (4, 1), "ghosts over processes": (8, 2)}
+CASES = {
+    "ghosts in a process": ("pmap", 4, 1),
+    "ghosts over processes": ("pmap", 8, 2),
+    "ghosts over processes with shard_map": ("shard_map", 8, 2),
+}
 TIMEOUT_S = 300
 
 
-def train(devices, local, ghost_batch_size, num_microbatches):
+def train(devices, local, mapping, ghost_batch_size, num_microbatches):
     """Three updates on `devices`, of which those in the slice `local` are this process's.
 
     Returns:
@@ -36,10 +43,11 @@ def train(devices, local, ghost_batch_size, num_microbatches):
     """
     model = CNN(3, depth=1, width=2, ghost_batch_size=ghost_batch_size, dtype=jnp.float64)
     steps = Steps(Classification(model, 0.1, batch_stats_decay=0.9), create_optimizer("momentum", weight_decay=0.01))
-    train_step, zero_accumulator, accumulate, apply_update = (
-        jax.pmap(function, AXIS_NAME, devices=devices)
-        for function in (steps.train_step, steps.zero_accumulator, steps.accumulate, steps.apply_update)
-    )
+    with mock.patch.dict(os.environ, BSJAX_MAPPING=mapping):
+        train_step, zero_accumulator, accumulate, apply_update = (
+            functools.partial(Program(function, devices), "shape")
+            for function in (steps.train_step, steps.zero_accumulator, steps.accumulate, steps.apply_update)
+        )
 
     def stack(x):
         x = np.asarray(x, np.float64 if jnp.issubdtype(x.dtype, jnp.floating) else None)

@@ -94,7 +94,8 @@ def test_two_processes_are_one(start, tmp_path, expected):
 
 
 def test_one_dies_the_others_end_and_two_continue_the_run_of_four(start, wait_for_checkpoint, tmp_path, expected):
-    processes = start((2, 2, 2, 2), "--checkpoint_every_epochs=0.1")
+    """The four share the optimizer's state, the two do not."""
+    processes = start((2, 2, 2, 2), "--checkpoint_every_epochs=0.1", "--shard_optimizer")
     wait_for_checkpoint(tmp_path / "run", *processes.processes)
     processes.processes[2].kill()
     killed = time.monotonic()
