@@ -1,7 +1,7 @@
 """Seconds and updates to a target: the recipe, the same with a growing batch, and the recipe in plain PyTorch.
 
-    python -m experiments.time_to_target                      # three data sets
-    python -m experiments.time_to_target --presets=digits     # two minutes on 2 cores
+    python -m experiments.time_to_target
+    python -m experiments.time_to_target --presets=digits
 
 Each run is a process with all cores, one after another, on a machine that does nothing else. Its clock counts training
 and the evaluation after each epoch; set-up and compilation that the run waits for are a column of their own. Finished
