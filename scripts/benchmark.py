@@ -11,6 +11,7 @@
 --part=checkpoints: time of the digits preset with a growing batch and its default checkpoints, over that without any.
   It includes the last checkpoint, which the run waits for.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
+--part=pytorch: images/s of the engine over PyTorch's, see scripts/benchmark_pytorch.py; only if it is asked for.
 
 Ratios are medians of pairs that take turns. 12 minutes on 2 CPU cores; docs/cost.md has the numbers.
 """
@@ -29,6 +30,7 @@ from typing import Any
 from unittest import mock
 
 import benchmark_loops as loops
+import benchmark_pytorch
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,9 @@ from bsjax.optimizers import create_optimizer
 from bsjax.run.noise import NoiseMeter
 
 PARTS = ("memory", "throughput", "gradient_noise", "checkpoints", "batch_size_change")
-_PARTS = flags.DEFINE_multi_enum("part", PARTS, PARTS, "What to measure; may be given several times. Default, all.")
+_PARTS = flags.DEFINE_multi_enum(
+    "part", PARTS, (*PARTS, "pytorch"), "What to measure; may be given several times. Default, all but pytorch."
+)
 _MODEL = flags.DEFINE_enum("model", "cnn", CLASSIFIERS, "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
 _WIDTH = flags.DEFINE_integer("model_width", None, "Width of the model; default, the model's own.", 1)
@@ -274,6 +278,8 @@ def measure() -> dict[str, Any]:
         phases = (CHANGING_BATCH_SIZES[:4], 0) if _QUICK.value else (CHANGING_BATCH_SIZES, 8192)
         names = ("bare", "engine", "engine_automatic")
         results["batch_size_change"] = [measure_batch_size_change(name, *phases) for name in names]
+    if "pytorch" in _PARTS.value:
+        results["pytorch"] = benchmark_pytorch.measure(_SECONDS.value, _REPEATS.value, _QUICK.value)
     device = jax.devices()[0]
     return {"model": str(_model()), "device": device.device_kind, "jax": jax.__version__, **results}
 
