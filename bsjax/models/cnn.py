@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from bsjax.models.dropout import Dropout
 from bsjax.models.ghost_batch_norm import GhostBatchNorm
+from bsjax.models.max_pool import max_pool
 
 
 class CNN(nn.Module):
@@ -31,6 +32,6 @@ class CNN(nn.Module):
             channels = self.width * 2**layer
             x = nn.Conv(channels, (3, 3), use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
             x = nn.relu(GhostBatchNorm(self.ghost_batch_size, dtype=self.dtype)(x, train))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
         x = Dropout(self.dropout)(x.reshape(x.shape[0], -1), train, keys)
         return nn.Dense(self.num_classes, dtype=np.promote_types(self.dtype, np.float32))(x)
