@@ -134,7 +134,9 @@ def run_pytorch(config: Config, data_dir: str | None) -> dict[str, Any]:
     train, test = (split.gather(np.arange(len(split))) for split in (dataset.train, dataset.test))
     plan = build.recipe(config, len(dataset.train)).plan()
     ghosts = config.recipe.batch_size / task.ghost_batch_size  # batch norm is over the batch, and decays as fast
-    sizes = {name: size for name, size in (("depth", task.model_depth), ("width", task.model_width)) if size}
+    sizes: dict[str, Any] = {
+        name: size for name, size in (("depth", task.model_depth), ("width", task.model_width)) if size
+    }
 
     def trainer(form: pytorch.Form) -> pytorch.Trainer:
         torch.manual_seed(config.run.seed)
