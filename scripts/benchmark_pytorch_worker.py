@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-MICROBATCH_SIZE: int | None = None  # of the engine
+MICROBATCH_SIZE: int | str = "measure"  # of the engine
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.02, 0.9, 5e-4
 GHOST_BATCH_SIZE, NUM_EXAMPLES, NUM_CLASSES = 32, 4096, 10
 MEAN, STD = 127.5, 73.9  # of the pixels
