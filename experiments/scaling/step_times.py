@@ -19,7 +19,7 @@ from bsjax import Plan, Update
 from bsjax.analysis.time_model import AllReduce
 from bsjax.data import Dataset
 from bsjax.engine import Engine, StepTimes
-from bsjax.engine.devices import replicate
+from bsjax.engine.devices import mapped, replicate
 from bsjax.models import ghost_batch_size_of
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 from bsjax.tasks import Classification
@@ -128,7 +128,7 @@ def all_reduce_timer(shapes: Any, devices: Sequence[jax.Device], seconds: float)
       devices: at least two.
       seconds: of each measurement, about.
     """
-    add = jax.pmap(lambda arrays: jax.lax.psum(arrays, AXIS_NAME), AXIS_NAME, devices=devices)
+    add = mapped(lambda arrays: jax.lax.psum(arrays, AXIS_NAME), devices)
 
     def work(shape_of: Callable[[Any], tuple[int, ...]]) -> Callable[[int], None]:
         arrays = replicate(jax.tree.map(lambda leaf: jnp.zeros(shape_of(leaf)), shapes), devices)
