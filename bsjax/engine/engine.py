@@ -11,6 +11,7 @@ import optax
 from bsjax.constants import describe_constants
 from bsjax.data import ExampleStream, Source
 from bsjax.engine.contract import check_arguments, hyperparameter_names
+from bsjax.engine.cost import Cost, ModelFlops, model_flops
 from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.engine.layout import Layouts
@@ -140,6 +141,7 @@ class Engine:
         self._make_programs = lambda devices: Programs(
             steps, self._names, self._metrics, eval_metrics, train, test, stream, examples_key, examples_on, devices
         )
+        self._model_flops = lambda: model_flops(steps, jax.eval_shape(self._init), example, task.group_size)
         self._programs: dict[int, Programs] = {}  # by number of devices
         self._tx, self._train, self._test, self._seed = tx, train, test, seed
 
@@ -229,6 +231,16 @@ class Engine:
         """
         microbatch_size = self.layout(batch_size).microbatch_size
         return 0 if microbatch_size < self.task.group_size else -(-batch_size // microbatch_size)
+
+    def cost_of(self, batch_size: int) -> Cost:
+        """What an update of a batch size costs on all devices, padding included; after such an update."""
+        num_devices, microbatch_size = self.layout(batch_size)
+        return self._on(num_devices).cost_of(batch_size, microbatch_size)
+
+    @functools.cached_property
+    def model_flops(self) -> ModelFlops:
+        """What an example's loss and gradient take, without padding and the optimizer."""
+        return self._model_flops()
 
     @property
     def num_compilations(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bsjax.data import ExampleStream, Source
 from bsjax.engine import layout
+from bsjax.engine.cost import Cost, total_cost
 from bsjax.engine.devices import Program, first_replica, local_part, replicate, shapes_of
 from bsjax.engine.feed import create_feeds
 from bsjax.engine.step import Microbatch, Steps, TrainState, example_keys
@@ -112,6 +113,15 @@ class Programs:
             self._accumulator = self._accumulate(microbatch_size, self._accumulator, state, pool, address)
         state, metrics, self._accumulator = self._apply_update((), state, self._accumulator, local)
         return state, metrics
+
+    def cost_of(self, batch_size: int, microbatch_size: int) -> Cost:
+        """What an update costs on all devices, padding included; there must have been such an update."""
+        if self._is_single(batch_size, microbatch_size):
+            parts = [(1, self._train_step.cost_of(microbatch_size))]
+        else:
+            count = layout.num_microbatches(batch_size, microbatch_size, len(self.devices))
+            parts = [(count, self._accumulate.cost_of(microbatch_size)), (1, self._apply_update.cost_of(()))]
+        return total_cost((len(self.devices) * count, cost) for count, cost in parts)
 
     def evaluate(self, state: TrainState, microbatch_size: int) -> dict[str, float]:
         """The means of the loss and the task's metrics over the test examples."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
+from bsjax.engine import Cost, ModelFlops
 from bsjax.engine.devices import first_replica, replicate
 from bsjax.gradient_noise import Averages, Estimate
 from bsjax.plan import Plan, Update
@@ -35,6 +36,7 @@ class FakeEngine:
 
     def __init__(self, dataset_size: int, losses: Any = None, num_shards: int = 1, **identity: Any):
         self.dataset_size, self.losses, self.shards, self.identity = dataset_size, losses, num_shards, identity
+        self.devices, self.model_flops = jax.devices()[:1], ModelFlops(50.0, "float32")
         self.task = types.SimpleNamespace(metrics=("accuracy",), unit="images", units_per_example=1)
         self.events: list[tuple[str, Any]] = []
 
@@ -66,6 +68,9 @@ class FakeEngine:
 
     def num_shards(self, batch_size):
         return self.shards
+
+    def cost_of(self, batch_size):
+        return Cost(flops=100.0 * batch_size, bytes_accessed=None)
 
     def evaluate(self, state):
         replica = first_replica(state)
