@@ -37,12 +37,6 @@ _SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_wid
         ("train", "--keep_checkpoints=0", 2, "--keep_checkpoints is 0; it must be .*; nearest: 1"),
         ("train", "--profile_updates=x", 2, "--profile_updates is 'x'; it must be whole numbers separated by commas"),
         ("train", "--profile_updates=20,10", 2, "--profile_updates is '20,10'; it must be .*; nearest: 20,21$"),
-        (
-            "train",
-            "--profile_updates=5,99999",
-            2,
-            "--profile_updates is '5,99999'; .* run's 10778 updates; nearest: 5,",
-        ),
         ("train", "--peak_flops_per_s=0", 2, "--peak_flops_per_s is 0.0; it must be a positive finite number$"),
         ("train", "--devices=2", 2, "--devices is '2'; it must be all, auto, or a number up to 1"),
         ("train", "--fork_from=missing", 2, "--fork_from is .*; it must be the folder of a run with ch"),
