@@ -13,6 +13,8 @@
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 --part=pytorch: images/s of the engine over PyTorch's, see scripts/benchmark_pytorch.py; only if it is asked for.
 
+--accelerator measures the paper's network on an accelerator instead, see scripts/benchmark_accelerator.py.
+
 Ratios are medians of pairs that take turns. 12 minutes on 2 CPU cores; docs/cost.md has the numbers.
 """
 
@@ -29,6 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
+import benchmark_accelerator
 import benchmark_loops as loops
 import benchmark_pytorch
 import jax
@@ -58,6 +61,7 @@ _AUTOMATIC = flags.DEFINE_list("automatic", ["512", "2048"], "Batch sizes with t
 _REPEATS = flags.DEFINE_integer("repeats", 15, "Pairs of measurements for each ratio.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of each measurement of throughput.", 0.0)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_ACCELERATOR = flags.DEFINE_bool("accelerator", False, "Measure the paper's network, in less than ten minutes.")
 _QUICK = flags.DEFINE_bool("quick", False, "Run a little of everything, as a test; the numbers mean nothing.")
 
 MICROBATCH_SIZE = 64
@@ -287,6 +291,9 @@ def measure() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Measures, prints and writes the results."""
     logging.set_verbosity(logging.WARNING)
+    if _ACCELERATOR.value:
+        settings = benchmark_accelerator.QUICK if _QUICK.value else benchmark_accelerator.Settings()
+        sys.exit(benchmark_accelerator.run(settings, _OUTPUT.value))
     jax.config.update("jax_enable_compilation_cache", False)
     if _QUICK.value:
         quick = {"model_depth": 1, "model_width": 2, "fixed": "32", "automatic": "128", "repeats": 2, "seconds": 0}

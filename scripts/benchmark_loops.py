@@ -22,11 +22,18 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BATCH_NORM_DECAY = 0.02, 0.9, 5e-4, 0.99
 
 
 class EngineLoop:
-    """Updates by the engine, on one device."""
+    """Updates by the engine; default, on one device."""
 
-    def __init__(self, model: nn.Module, batch_sizes: Sequence[int], microbatch_size: int | str):
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_sizes: Sequence[int],
+        microbatch_size: int | str,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         tx = create_optimizer("momentum", weight_decay=WEIGHT_DECAY)
-        self.engine = make_engine(model, tx, synthetic_twice(), batch_sizes, microbatch_size, jax.devices()[:1])
+        devices = devices or jax.devices()[:1]
+        self.engine = make_engine(model, tx, synthetic_twice(), batch_sizes, microbatch_size, devices)
         self.state = self.engine.init()
         self.examples_seen = 0
 

@@ -217,8 +217,7 @@ def _update_times(plan: Plan, costs: Costs) -> Callable[[int, int], UpdateTime]:
 
     @functools.cache
     def layouts(num_devices: int) -> layout.Layouts:
-        largest = max(times.accumulate_s)
-        return layout.Layouts(batch_sizes, ghost, [num_devices], largest, costs.microbatch_size, times=times)
+        return layout.Layouts(batch_sizes, ghost, [num_devices], 1, costs.microbatch_size, times=times)
 
     @functools.cache
     def time_of(batch_size: int, num_devices: int) -> UpdateTime:

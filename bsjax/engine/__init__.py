@@ -14,8 +14,9 @@ An update in ten concepts, in the order in which one meets them:
 10. **metrics** come back by name, and nothing waits for them until they are read.
 """
 
+from bsjax.engine.cost import Cost, ModelFlops
 from bsjax.engine.engine import Engine, UpdateMetrics, max_microbatch_size
 from bsjax.engine.layout import StepTimes
 from bsjax.engine.step import TrainState
 
-__all__ = ["Engine", "StepTimes", "TrainState", "UpdateMetrics", "max_microbatch_size"]
+__all__ = ["Cost", "Engine", "ModelFlops", "StepTimes", "TrainState", "UpdateMetrics", "max_microbatch_size"]

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bsjax.engine.cost import Cost, program_cost
 from bsjax.engine.shares import Share, join, map_shares, share_shape, split
 from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
@@ -63,6 +64,9 @@ class Program:
         self._mapped = mapped(function, devices, donate_argnums)
         self._sharding = _stacked(devices)
         self._executables: dict[Any, jax.stages.Compiled] = {}
+        self._function, self._num_devices = function, len(devices)
+        self._lowered: dict[Any, Any] = {}  # until their cost is known
+        self._costs: dict[Any, Cost] = {}
         self._locks: dict[Any, threading.Lock] = {}
         self._counting = threading.Lock()
         # CPU devices of a process share its threads. Too many collectives in flight starve each other
@@ -78,7 +82,8 @@ class Program:
         with self._locks.setdefault(shape, threading.Lock()):
             if shape not in self._executables:
                 start = time.perf_counter()
-                self._executables[shape] = self._lower(*args).compile()
+                self._lowered[shape] = self._lower(*args)
+                self._executables[shape] = self._lowered[shape].compile()
                 with self._counting:  # two shapes may be compiled at the same time
                     self.num_compilations += 1
                     self.compile_time_s += time.perf_counter() - start
@@ -108,6 +113,13 @@ class Program:
             if self._num_calls % self._drain_every == 0:
                 jax.block_until_ready(result)
         return result
+
+    def cost_of(self, shape: Any) -> Cost:
+        """What the executable for `shape` costs on each device; it must have been made."""
+        if shape not in self._costs:  # the analysis takes a while
+            stages = self._lowered.pop(shape), self._executables[shape]
+            self._costs[shape] = program_cost(self._function, self._num_devices, *stages)
+        return self._costs[shape]
 
     def _lower(self, *args: Any) -> Any:
         """With many processes, pmap takes no shapes to lower from; zeros are in memory for a moment instead."""

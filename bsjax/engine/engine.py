@@ -11,10 +11,11 @@ import optax
 from bsjax.constants import describe_constants
 from bsjax.data import ExampleStream, Source
 from bsjax.engine.contract import check_arguments, hyperparameter_names
+from bsjax.engine.cost import Cost, ModelFlops, model_flops
 from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.engine.layout import Layouts, StepTimes
-from bsjax.engine.measure import step_times
+from bsjax.engine.measure import LayoutChoice, Measurement, step_times
 from bsjax.engine.programs import Programs
 from bsjax.engine.step import Steps, TrainState
 from bsjax.errors import InvalidArgument, check_choice
@@ -123,39 +124,19 @@ class Engine:
         example = check_arguments(task, tx, train, test)
         self.task = task
         self.devices = list(devices or all_devices())
-        if isinstance(microbatch_size, str) and microbatch_size not in ("auto", "measure"):
-            raise InvalidArgument("microbatch_size", microbatch_size, "a whole number, auto or measure", "measure")
-        fixed = microbatch_size if isinstance(microbatch_size, int) else None
         example_size = max(array.size for array in jax.tree.leaves(example))
-        largest = max_microbatch_size(self.devices[0].platform, example_size)
-        batch_sizes = sorted(set(batch_sizes))
-
-        def layouts(times: StepTimes | None) -> Layouts:
-            return Layouts(
-                batch_sizes,
-                task.group_size,
-                self._numbers_of_devices(grow_devices),
-                max(times.accumulate_s) if times else largest,
-                fixed,
-                measure_noise,
-                task.groups_may_span_devices,
-                times,
-            )
-
-        self._make_layouts = layouts
-        self._layouts = layouts(None)  # refuses what no layout can do
-        self._is_to_measure = microbatch_size == "measure"
-        self._smallest_batch_size = batch_sizes[0] if batch_sizes else task.group_size
-        self._about_times = {
-            "task": task.identity,
-            "optimizer": describe_constants(tx),
-            "example": str(jax.tree.map(lambda array: f"{array.dtype}{array.shape[1:]}", example)),
-            "examples_on": examples_on,
-        }
-        self._device_names = [device.device_kind for device in self.devices]
-        self._measured: dict[str, Any] | None = None
-        if isinstance(microbatch_size, StepTimes):
-            self._layouts = layouts(microbatch_size)
+        make_layouts = functools.partial(
+            Layouts,
+            sorted(set(batch_sizes)),
+            task.group_size,
+            self._numbers_of_devices(grow_devices),
+            max_microbatch_size(self.devices[0].platform, example_size),
+            measure_noise=measure_noise,
+            groups_may_span_devices=task.groups_may_span_devices,
+        )
+        names = [device.device_kind for device in self.devices]
+        # How batch sizes are laid out, and what that rests on.
+        self.layout_choice = LayoutChoice(make_layouts, microbatch_size, self._measure, names)
 
         steps = Steps(task, tx)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
@@ -169,6 +150,7 @@ class Engine:
         self._make_programs = lambda devices: Programs(
             steps, self._names, self._metrics, eval_metrics, train, test, stream, examples_key, examples_on, devices
         )
+        self._model_flops = lambda: model_flops(steps, jax.eval_shape(self._init), example, task.group_size)
         self._programs: dict[int, Programs] = {}  # by number of devices
         self._tx, self._train, self._test, self._seed = tx, train, test, seed
 
@@ -200,47 +182,7 @@ class Engine:
 
         Measure after `check_hyperparameters` where updates have others than a learning rate and a momentum.
         """
-        if self._is_to_measure:
-            self._is_to_measure = False
-            if not self._names:
-                self.check_hyperparameters({"learning_rate": 0.0, "momentum": 0.0})
-            times, note = step_times(
-                self._on(self.num_devices),
-                self.init,
-                len(self._names) + 1,
-                self.task.group_size,
-                self._smallest_batch_size,
-                len(self._train),
-                self.task.groups_may_span_devices,
-                self._about_times,
-            )
-            self._use({"devices": self._device_names, "times": times.to_json(), "note": note})
-        return self._layouts
-
-    @property
-    def measured_times(self) -> dict[str, Any] | None:
-        """The times that decide the layouts, as JSON, if they were measured: for a checkpoint, see `use_times`."""
-        return self._measured
-
-    def use_times(self, measured: Mapping[str, Any] | None) -> None:
-        """Takes another engine's `measured_times` instead of measuring, unless it had other devices."""
-        if self._is_to_measure and measured is not None and measured["devices"] == self._device_names:
-            self._is_to_measure = False
-            self._use(measured)
-
-    def describe_layouts(self, batch_sizes: Iterable[int]) -> str:
-        """A line with the microbatch of each batch size and the measurement behind it; "" if nothing was measured."""
-        layout, measured = self.layout, self._measured
-        if measured is None:
-            return ""
-        chosen = ", ".join(f"{layout(size).microbatch_size} (batch {size})" for size in batch_sizes)
-        times = StepTimes.from_json(measured["times"])
-        speeds = ", ".join(f"{size}: {size / seconds:,.0f}" for size, seconds in times.accumulate_s.items())
-        return f"Microbatches per device: {chosen}. Measured {self.task.unit}/s: {speeds}; {measured['note']}."
-
-    def _use(self, measured: Mapping[str, Any]) -> None:
-        self._measured = dict(measured)
-        self._layouts = self._make_layouts(StepTimes.from_json(measured["times"]))
+        return self.layout_choice.layouts
 
     def init(self) -> TrainState:
         """The state before the first update, stacked over the devices."""
@@ -307,6 +249,16 @@ class Engine:
         microbatch_size = self.layout(batch_size).microbatch_size
         return 0 if microbatch_size < self.task.group_size else -(-batch_size // microbatch_size)
 
+    def cost_of(self, batch_size: int) -> Cost:
+        """What an update of a batch size costs on all devices, padding included; after such an update."""
+        num_devices, microbatch_size = self.layout(batch_size)
+        return self._on(num_devices).cost_of(batch_size, microbatch_size)
+
+    @functools.cached_property
+    def model_flops(self) -> ModelFlops:
+        """What an example's loss and gradient take, without padding and the optimizer."""
+        return self._model_flops()
+
     @property
     def num_compilations(self) -> int:
         """Executables made for training and evaluation."""
@@ -336,6 +288,13 @@ class Engine:
                     names = ", ".join(self._names)
                     raise InvalidArgument(name, value, f"left out, since the first update sets only {names}")
         return [hyperparameters[name] for name in self._names]
+
+    def _measure(self, smallest_batch_size: int) -> Measurement:
+        if not self._names:
+            self.check_hyperparameters({"learning_rate": 0.0, "momentum": 0.0})
+        programs, about = self._on(self.num_devices), {"optimizer": describe_constants(self._tx)}
+        sizes = smallest_batch_size, len(self._train)
+        return step_times(self.task, programs, self.init, len(self._names) + 1, *sizes, about)
 
     def _on(self, num_devices: int) -> Programs:
         """The programs for the first of each process's devices, so many in all."""

@@ -167,15 +167,16 @@ class Layouts:
       batch_sizes: those that are to come. If they are many, microbatches come in powers of two.
       group_size: the task's, such as the ghost of batch normalisation; 1 without groups.
       numbers_of_devices: the possible ones, in increasing order.
-      max_microbatch_size: per device.
+      max_microbatch_size: per device, without measured times; with these, their largest.
       microbatch_size: per device, for all batch sizes; None chooses one for each.
       measure_noise: only layouts in which the gradient noise can be measured: two microbatches at least, on one device
         or many, of whole groups.
       groups_may_span_devices: whether neighbouring devices may share a group.
-      times: of the steps, which decide what is fastest.
+      times: measured ones of the steps, which decide what is fastest.
 
     Attributes:
       microbatch_sizes: the possible ones, by number of devices.
+      smallest_batch_size: of those that are to come.
 
     Raises:
       InvalidArgument: a batch or microbatch size that does not hold whole groups, or no two microbatches.
@@ -200,6 +201,8 @@ class Layouts:
     ):
         batch_sizes = sorted(set(batch_sizes))
         check_batch_sizes(batch_sizes, group_size)
+        self.smallest_batch_size = batch_sizes[0] if batch_sizes else group_size
+        max_microbatch_size = max(times.accumulate_s) if times else max_microbatch_size
         self._group_size = group_size
         self._measure_noise = measure_noise
         self._chosen: dict[int, Layout] = {}

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +22,11 @@ import jax
 from bsjax.data.cache import resolve_data_dir
 from bsjax.engine.devices import from_first_process, is_first_process, largest_of_all_processes
 from bsjax.engine.feed import memory_bytes
-from bsjax.engine.layout import StepTimes, candidate_microbatch_sizes
+from bsjax.engine.layout import Layouts, StepTimes, candidate_microbatch_sizes
 from bsjax.engine.programs import Programs
 from bsjax.engine.step import TrainState
+from bsjax.errors import InvalidArgument
+from bsjax.tasks import Task
 
 _LARGEST, _LARGEST_CPU = 8192, 1024
 _SMALLEST = 8  # examples per device, unless a batch that is to come has fewer
@@ -41,42 +43,104 @@ class Measurement(NamedTuple):
     note: str  # why no larger microbatch was tried
 
 
+class LayoutChoice:
+    """An engine's layouts, and the times behind them, which are measured when they are first needed.
+
+    Args:
+      make_layouts: makes the layouts, by times or by a rule of thumb.
+      microbatch_size: see `bsjax.engine.Engine`.
+      measure: measures, with the smallest batch size that is to come.
+      devices: their kinds.
+
+    Attributes:
+      measured: the times, as JSON, if they were measured: for a checkpoint, see `adopt`.
+
+    Raises:
+      InvalidArgument: no layout is possible, or there is no such choice.
+    """
+
+    def __init__(
+        self,
+        make_layouts: Callable[..., Layouts],
+        microbatch_size: int | str | StepTimes,
+        measure: Callable[[int], Measurement],
+        devices: list[str],
+    ):
+        if isinstance(microbatch_size, str) and microbatch_size not in ("auto", "measure"):
+            raise InvalidArgument("microbatch_size", microbatch_size, "a whole number, auto or measure", "measure")
+        size = microbatch_size if isinstance(microbatch_size, int) else None
+        times = microbatch_size if isinstance(microbatch_size, StepTimes) else None
+        self._make_layouts, self._measure, self._devices = make_layouts, measure, devices
+        self._layouts = make_layouts(microbatch_size=size, times=times)  # refuses now what no layout can do
+        self._is_to_measure = microbatch_size == "measure"
+        self.measured: dict[str, Any] | None = None
+
+    @property
+    def layouts(self) -> Layouts:
+        """The layouts."""
+        if self._is_to_measure:
+            times, note = self._measure(self._layouts.smallest_batch_size)
+            self.adopt({"devices": self._devices, "times": times.to_json(), "note": note})
+        return self._layouts
+
+    def adopt(self, measured: Mapping[str, Any] | None) -> None:
+        """Takes what another engine has measured, if this one still has to, on the same devices."""
+        if self._is_to_measure and measured is not None and measured["devices"] == self._devices:
+            self._is_to_measure = False
+            self.measured = dict(measured)
+            self._layouts = self._make_layouts(times=StepTimes.from_json(measured["times"]))
+
+    def describe(self, batch_sizes: Iterable[int], unit: str) -> str:
+        """A line with the microbatch of each batch size and the measurement behind it; "" if nothing was measured."""
+        layouts, measured = self.layouts, self.measured
+        if measured is None:
+            return ""
+        chosen = ", ".join(f"{layouts(size).microbatch_size} (batch {size})" for size in batch_sizes)
+        times = StepTimes.from_json(measured["times"])
+        speeds = ", ".join(f"{size}: {size / seconds:,.0f}" for size, seconds in times.accumulate_s.items())
+        return f"Microbatches per device: {chosen}. Measured {unit}/s: {speeds}; {measured['note']}."
+
+
 def step_times(
+    task: Task,
     programs: Programs,
     init: Callable[[], TrainState],
     num_controls: int,
-    group_size: int,
     smallest_batch_size: int,
     dataset_size: int,
-    groups_may_span_devices: bool,
     about: Mapping[str, Any],
 ) -> Measurement:
-    """The times of the steps on these devices, from the cache folder if they are there.
+    """The times of the steps on some devices, from the cache folder if they are there.
 
     Args:
+      task: what is trained.
       programs: of the devices.
       init: makes a state, which is thrown away.
       num_controls: how many numbers each update is given.
-      group_size: of the task.
       smallest_batch_size: of those that are to come.
       dataset_size: no microbatch is larger than its share of this.
-      groups_may_span_devices: whether neighbouring devices may share a group.
-      about: what the times depend on, besides devices and versions; JSON.
+      about: what the times depend on, besides task, shapes, devices and versions; JSON.
     """
     num_devices, device = len(programs.devices), programs.devices[0]
     largest = _LARGEST_CPU if device.platform == "cpu" else _LARGEST
     sizes = candidate_microbatch_sizes(
-        group_size, num_devices, min(largest, -(-dataset_size // num_devices)), True, groups_may_span_devices
+        task.group_size,
+        num_devices,
+        min(largest, -(-dataset_size // num_devices)),
+        powers_of_two=True,
+        may_span=task.groups_may_span_devices,
     )
     start = min(_SMALLEST, smallest_batch_size // num_devices)
     sizes = [size for size in sizes if size >= start] or sizes[-1:]
-    about = {**about, **_surroundings(programs.devices), "sizes": sizes}
+    state = init()
+    about = {**about, **_surroundings(programs.devices), "task": task.identity, "sizes": sizes}
+    about["shapes"] = str(programs.shapes(state))
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     path = resolve_data_dir() / "step_times" / f"{key}.json"
     with _locked(path) if is_first_process() else contextlib.nullcontext():
         if found := from_first_process(_read(path) if is_first_process() else None):
             return Measurement(StepTimes.from_json(found["times"]), found["note"])
-        measured = _measure(programs, init(), sizes, [0.0] * num_controls)
+        measured = _measure(programs, state, sizes, [0.0] * num_controls)
         found = from_first_process({"times": measured.times.to_json(), "note": measured.note})
         if is_first_process():
             _write(path, {"about": about, **found})

@@ -11,6 +11,7 @@ import numpy as np
 
 from bsjax.data import ExampleStream, Source
 from bsjax.engine import layout
+from bsjax.engine.cost import Cost, total_cost
 from bsjax.engine.devices import Program, first_replica, local_part, shapes_of, shapes_on_each
 from bsjax.engine.feed import create_feeds
 from bsjax.engine.step import Microbatch, Steps, TrainState, example_keys
@@ -110,6 +111,15 @@ class Programs:
         state, metrics, self._accumulator = self._apply_update((), state, self._accumulator, local)
         return state, metrics
 
+    def cost_of(self, batch_size: int, microbatch_size: int) -> Cost:
+        """What an update costs on all devices, padding included; there must have been such an update."""
+        if self._is_single(batch_size, microbatch_size):
+            parts = [(1, self._train_step.cost_of(microbatch_size))]
+        else:
+            count = layout.num_microbatches(batch_size, microbatch_size, len(self.devices))
+            parts = [(count, self._accumulate.cost_of(microbatch_size)), (1, self._apply_update.cost_of(()))]
+        return total_cost((len(self.devices) * count, cost) for count, cost in parts)
+
     def evaluate(self, state: TrainState, microbatch_size: int) -> dict[str, float]:
         """The means of the loss and the task's metrics over the test examples."""
         microbatches = self._test.microbatches(0, self._test_size, microbatch_size)
@@ -117,6 +127,10 @@ class Programs:
         *totals, num_examples = sum(first_replica(part).astype(np.float64) for part in sums)
         means = [float(total / num_examples) for total in totals]
         return dict(zip(self._eval_metrics, means, strict=False))
+
+    def shapes(self, state: TrainState) -> Any:
+        """Of a state and of a microbatch of one example."""
+        return jax.tree.map(lambda x: (x.shape, str(x.dtype)), (state, self._train.shapes(1)))
 
     def microbatch_bytes(self, state: TrainState, microbatch_size: int) -> int:
         """Compiles the accumulation of a microbatch; returns the bytes that it takes beyond state and examples."""

@@ -151,6 +151,10 @@ class Steps:
         sums = self._sums(state, microbatch, is_shard=jax.lax.axis_size(AXIS_NAME) > 1)
         return self.apply_update(state, sums, hyperparams)
 
+    def gradients(self, state: TrainState, microbatch: Microbatch) -> Any:
+        """The gradient of the summed loss, and nothing else of an update."""
+        return self._sums(state, microbatch, is_shard=False).grads
+
     def eval_step(self, state: TrainState, microbatch: Microbatch) -> dict:
         """Sums over the devices' examples."""
         losses, metrics, _ = self._losses(state.params, state.batch_stats, microbatch, train=False)

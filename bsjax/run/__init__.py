@@ -6,7 +6,8 @@
 | `Run`: its state, an update, a decision, an evaluation, a checkpoint | run.py |
 | `Intervals`: how often it evaluates, logs and writes checkpoints | intervals.py |
 | the means over the updates between two lines of the log | log.py |
-| the gradient noise; the time | noise.py, timing.py |
+| the gradient noise; the time; the FLOPs | noise.py, timing.py, cost.py |
+| a trace of some updates | profile.py |
 | `Progress`: its display | progress.py |
 | its files; its checkpoints | metrics.py, checkpoint.py |
 | its folder, and the signals that stop it; the owner of a folder | workdir.py, identity.py |

@@ -1,10 +1,11 @@
-"""How often a run evaluates, logs and writes checkpoints, on a clock of examples."""
+"""How often a run evaluates, logs and writes checkpoints, on a clock of examples; which of its updates it traces."""
 
 import dataclasses
 import math
 
 from bsjax.errors import InvalidArgument, check_positive, check_whole, is_finite
 from bsjax.plan import Update
+from bsjax.run.profile import check_range
 
 # A checkpoint is written before the batch size changes, if that size lasted for at least this share of the run.
 _LONG_PHASE = 0.01
@@ -25,6 +26,8 @@ class Intervals:
         spend their time on them. It does not apply to many processes, whose clocks differ.
       keep_checkpoints: how many of the newest checkpoints stay.
       noise_half_life_epochs: of the averages behind the gradient noise scale.
+      profile_updates: first and end of the updates whose trace is written to the folder `profile`, see
+        `bsjax.run.profile.Profile`; None for no trace.
 
     Raises:
       InvalidArgument: a value is out of range.
@@ -41,6 +44,7 @@ class Intervals:
     checkpoint_min_s: float = 0.0
     keep_checkpoints: int = 2
     noise_half_life_epochs: float = 0.5
+    profile_updates: tuple[int, int] | None = None
 
     def __post_init__(self):
         for name in ("eval_every_epochs", "log_every_epochs", "checkpoint_every_epochs"):
@@ -52,6 +56,8 @@ class Intervals:
             raise InvalidArgument("checkpoint_min_s", least, "a number >= 0", 0.0)
         check_whole("keep_checkpoints", self.keep_checkpoints)
         check_positive("noise_half_life_epochs", self.noise_half_life_epochs)
+        if self.profile_updates is not None:
+            check_range(self.profile_updates)
 
 
 def is_due(num_examples: float, update: Update) -> bool:

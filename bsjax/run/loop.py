@@ -7,13 +7,14 @@ from typing import Any
 from bsjax.controllers import Controller, Planned
 from bsjax.engine import Engine
 from bsjax.engine.devices import check_same_everywhere, largest_of_all_processes
-from bsjax.errors import DivergedError, InvalidArgument
+from bsjax.errors import DivergedError, InvalidArgument, check_positive
 from bsjax.plan import Plan
 from bsjax.run import identity as identities
 from bsjax.run import workdir as workdirs
 from bsjax.run.checkpoint import Checkpoint
 from bsjax.run.intervals import Intervals
 from bsjax.run.metrics import read_summary
+from bsjax.run.profile import check_range
 from bsjax.run.run import Run
 
 
@@ -26,15 +27,16 @@ def train(
     about: Mapping[str, Any] | None = None,
     fork: Checkpoint | None = None,
     show: str = "auto",
+    peak_flops_per_s: float | None = None,
 ) -> dict[str, Any] | None:
     """Trains by a plan or a controller, from the last checkpoint if there is one.
 
     Writes into its folder: `identity.json`; `metrics.jsonl`, with lines of means over the updates since the previous
     line and the gradient noise scale, and a line per evaluation; and, at the end, `summary.json`. It also writes a
     checkpoint where the batch size changes (after a hundredth of the run at least), where the run stops, and at its
-    end; a fork, after its first update. A complete run is not repeated: its summary is returned. A folder without a
-    checkpoint or a summary, such as one where the loss has failed, takes any run. With many processes, each calls this
-    with the same arguments, and the first one writes.
+    end; a fork, after its first update; and, if `intervals` asks for it, a trace in the folder `profile`. A complete
+    run is not repeated: its summary is returned. A folder without a checkpoint or a summary, such as one where the loss
+    has failed, takes any run. With many processes, each calls this with the same arguments, and the first one writes.
 
     Args:
       engine: runs the updates.
@@ -48,13 +50,16 @@ def train(
       fork: where to begin if the folder has no checkpoint: the state of another run, whose
         `progress["log"]["examples_seen"]` is the plan's start.
       show: see `bsjax.run.Progress`.
+      peak_flops_per_s: of one device, for the summary's `model_flop_utilisation`; default, the vendor's where it is
+        known, see `bsjax.analysis.flops`.
 
     Returns:
       The summary, or None if the run stopped early: call again to continue.
 
     Raises:
       DivergedError: the loss is NaN or infinite. The log stays, and the summary names the update.
-      InvalidArgument: the folder belongs to another run, or the plan does not fit the engine. Nothing is written then.
+      InvalidArgument: the folder belongs to another run, the plan does not fit the engine, or a value is out of range.
+        Nothing is written then.
       RunError: the folder is in use, no checkpoint in it can be used, or a file cannot be read or written.
       Interrupted: `bsjax.run.catch_signals` noted a signal before the first update.
     """
@@ -62,7 +67,12 @@ def train(
     if not hasattr(controller, "decide"):
         raise InvalidArgument("plan", type(plan).__name__, "a plan or a controller", "recipe.plan()")
     workdir = pathlib.Path(workdir)
+    intervals = intervals or Intervals()
     _check_fit(engine, controller)
+    if intervals.profile_updates is not None and isinstance(controller, Planned):
+        check_range(intervals.profile_updates, controller.plan.num_updates)
+    if peak_flops_per_s is not None:
+        check_positive("peak_flops_per_s", peak_flops_per_s)
     identity = identities.of_run(engine.identity, controller.identity(), (about or {}).get("config", {}))
     check_same_everywhere(identities.flatten(identity))
     if (ended := _summary_of_ended(workdir, identity)) is not None:
@@ -70,7 +80,7 @@ def train(
     _check_no_signal()
     workdirs.make(workdir)
     stopping = False
-    with Run(engine, controller, workdir, intervals or Intervals(), identity, about, fork, show) as run:
+    with Run(engine, controller, workdir, intervals, identity, about, fork, show, peak_flops_per_s) as run:
         _check_no_signal()
         try:
             while (update := run.state.update) is not None:

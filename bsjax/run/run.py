@@ -21,10 +21,12 @@ from bsjax.plan import Update
 from bsjax.run import identity as identities
 from bsjax.run import log
 from bsjax.run.checkpoint import Checkpoint, Checkpoints, Unusable
+from bsjax.run.cost import CostMeter
 from bsjax.run.intervals import CheckpointClock, Intervals, is_due
 from bsjax.run.log import LogState, ReadUpdate
 from bsjax.run.metrics import MetricWriter, Position, holds, write_json
 from bsjax.run.noise import NoiseMeter, NoiseState
+from bsjax.run.profile import Profile
 from bsjax.run.progress import Progress, ProgressLine
 from bsjax.run.timing import Timer
 from bsjax.run.workdir import lock
@@ -89,11 +91,12 @@ class Run:
         about: Mapping[str, Any] | None,
         fork: Checkpoint | None,
         show: str,
+        peak_flops_per_s: float | None,
     ):
         self._engine, self._controller, self._workdir = engine, controller, workdir
         self._intervals, self._identity = intervals, identity
         self._dataset_size, self._batch_sizes = controller.dataset_size, sorted(controller.batch_sizes)
-        self._timer = Timer(engine)
+        self._timer, self._cost = Timer(engine), CostMeter(engine, peak_flops_per_s)
         self._unread: collections.deque[tuple[Update, UpdateMetrics]] = collections.deque()
         half_life = intervals.noise_half_life_epochs * controller.dataset_size
         self._noise = NoiseMeter(engine.num_shards, engine.dataset_size, half_life, controller.needs_observations)
@@ -108,10 +111,12 @@ class Run:
             exits.enter_context(contextlib.closing(self._checkpoints))
             found, position = self._restore(fork)
             barrier("all have read the checkpoint")
-            layouts = engine.describe_layouts(self._batch_sizes)  # measures if need be
+            layouts = engine.layout_choice.describe(self._batch_sizes, engine.task.unit)  # measures if need be
             self._writer = exits.enter_context(contextlib.closing(self._open_files(about, position)))
             self._progress = exits.enter_context(contextlib.closing(self._make_progress(show)))
             self._progress.note(layouts)
+            profile = Profile(intervals.profile_updates, workdir / "profile", self.state.log.num_updates)
+            self._profile = exits.enter_context(contextlib.closing(profile))
             if jax.process_count() > 1:  # their clocks differ
                 intervals = dataclasses.replace(intervals, checkpoint_min_s=0.0)
             num_examples, now = controller.num_examples - self.state.log.start, time.perf_counter()
@@ -132,11 +137,12 @@ class Run:
         """Dispatches the next update, reads older ones, and begins to compile the next larger batch size."""
         update = self.state.update
         assert update is not None
-        with self._timer.training():
+        with self._profile.update(update.update, lambda: self.state.train), self._timer.training():
             train, metrics = self._engine.update(self.state.train, update, stop)
             self.state = self.state._replace(train=train)
             self._unread.append((update, metrics))
             self._read(behind=_READ_BEHIND)
+        self._cost.add(update.batch_size)
         if update.batch_size != self._compiled:
             self._compiled = update.batch_size
             for larger in self._batch_sizes[bisect.bisect_right(self._batch_sizes, update.batch_size) :][:1]:
@@ -189,7 +195,8 @@ class Run:
             "identity": self._identity,
             "metrics": self._writer.flush(),
             "times": self._timer.to_json(),
-            "measured_times": self._engine.measured_times,
+            "measured_times": self._engine.layout_choice.measured,
+            "cost": self._cost.to_json(),
             **self.state.to_json(),
         }
         checkpoint = Checkpoint(self.state.log.num_updates, first_replica(self.state.train), progress)
@@ -217,6 +224,7 @@ class Run:
             "final_train_loss": where.train_loss,
             **self._noise.summary(noise, where.last),
             "examples_per_second": round((where.examples_seen - where.start) / self._timer.training_s, 1),
+            **self._cost.summary(where.examples_seen - where.start, self._timer.training_s),
             **self._timer.totals(),
             "num_compilations": self._engine.num_compilations,
             "num_devices": self._engine.num_devices,
@@ -290,9 +298,10 @@ class Run:
         if begin := found or fork:
             train = self._engine.place(begin.state)
         if found:
-            self._engine.use_times(found.progress.get("measured_times"))
+            self._engine.layout_choice.adopt(found.progress.get("measured_times"))
             self.state = RunState.from_json(train, self._controller, found.progress)
             self._timer.resume(found.progress["times"])
+            self._cost.resume(found.progress.get("cost"))
             return True, Position(*found.progress["metrics"])
         update, controller = self._controller.decide(self._controller.init())
         assert update is not None
@@ -305,7 +314,7 @@ class Run:
             return MetricWriter(pathlib.Path(os.devnull))
         identities.claim(self._workdir, "run", self._identity)
         if about is not None:
-            write_json(self._workdir / "config.json", {**about, "measured_times": self._engine.measured_times})
+            write_json(self._workdir / "config.json", {**about, "measured_times": self._engine.layout_choice.measured})
         return MetricWriter(self._workdir / "metrics.jsonl", position)
 
     def _make_progress(self, show: str) -> Progress:

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from bsjax.engine.feed import EXAMPLES_ON
-from bsjax.errors import InvalidArgument, check_choice
+from bsjax.errors import InvalidArgument, check_choice, check_positive
 from bsjax.run import Intervals
 from experiments.harness import config_flags
 from experiments.harness.config import Config, field
@@ -33,6 +33,12 @@ class Control:
         2.0, "Least seconds from one checkpoint to the next of a single process; the last one does not wait."
     )
     keep_checkpoints: int = field(2, "How many of the newest checkpoints stay.")
+    profile_updates: tuple[int, int] | None = field(
+        None, "FIRST,END: write a profiler's trace of these updates, without END, into the folder profile of the run."
+    )
+    peak_flops_per_s: float | None = field(
+        None, "Of one device, for the model FLOP utilisation; default, the vendor's where it is known."
+    )
     show_noise: bool = field(False, "Show the gradient noise scale in the progress.")
     stop_at: float = math.inf  # in seconds of time.time()
 
@@ -57,7 +63,12 @@ def control_from_flags() -> Control:
         if not seconds > 0:
             raise InvalidArgument("stop_after_s", seconds, "positive", 1)
         given["stop_at"] = time.time() + seconds
+    if given["profile_updates"] is not None:
+        example = "10,20"
+        given["profile_updates"] = config_flags.numbers_of("profile_updates", given["profile_updates"], int, example)
     control = Control(**given)
+    if control.peak_flops_per_s is not None:
+        check_positive("peak_flops_per_s", control.peak_flops_per_s)
     check_choice("images_on", control.images_on, EXAMPLES_ON)
     _check_devices(control.devices)
     control.intervals(Config())  # refuses wrong intervals

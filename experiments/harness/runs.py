@@ -91,6 +91,7 @@ def train(
                 about={"config": _settings(config, fork_from), "start": start, **surroundings()},
                 fork=fork,
                 show="noise" if show == "auto" and control.show_noise else show,
+                peak_flops_per_s=control.peak_flops_per_s,
             )
         except OSError as error:
             raise RunError(str(error) if error.filename else f"{workdir} cannot be written: {error}") from None

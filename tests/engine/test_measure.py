@@ -49,22 +49,22 @@ def cached(tmp_path) -> list[pathlib.Path]:
 def test_what_was_measured_decides_and_is_kept(make_engine, tmp_path):
     first = make_engine()
     before = trained(first)
-    times = StepTimes.from_json(first.measured_times["times"])
+    times = StepTimes.from_json(first.layout_choice.measured["times"])
     assert set(times.accumulate_s) <= {8, 16, 32, 48, 64}
     given = make_engine(microbatch_size=times)
     assert first.layout(40) == given.layout(40)
     jax.tree.map(np.testing.assert_array_equal, before, trained(given))  # measuring has left no trace
-    assert f"{min(times.accumulate_s)}: " in first.describe_layouts([8, 40])
+    assert f"{min(times.accumulate_s)}: " in first.layout_choice.describe([8, 40], "images")
     # The second engine reads what the first one wrote: other times on the disk are its times.
     [path] = cached(tmp_path)
     found = json.loads(path.read_text())
-    assert found["times"] == first.measured_times["times"]
+    assert found["times"] == first.layout_choice.measured["times"]
     path.write_text(json.dumps({**found, "times": StepTimes({8: 1.0, 16: 1e-9}, 0.0).to_json()}))
     assert make_engine().layout(40).microbatch_size == 16
     path.write_text("{")  # damaged: it measures anew
-    assert make_engine().describe_layouts([8]).startswith("Microbatches per device: ")
+    assert make_engine().layout_choice.describe([8], "images").startswith("Microbatches per device: ")
     assert StepTimes.from_json(json.loads(path.read_text())["times"]).accumulate_s.keys() <= {8, 16, 32, 48, 64}
-    assert make_engine(width=5).describe_layouts([8])  # another model
+    assert make_engine(width=5).layout_choice.describe([8], "images")  # another model
     assert len(cached(tmp_path)) == 2
 
 
@@ -73,7 +73,7 @@ def test_a_resumed_run_keeps_its_layout(make_engine, tmp_path):
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     first = make_engine()
     expected = train(first, PLAN, whole, show="none", about={})
-    assert json.loads((whole / "config.json").read_text())["measured_times"] == first.measured_times
+    assert json.loads((whole / "config.json").read_text())["measured_times"] == first.layout_choice.measured
     assert train(make_engine(), PLAN, pieces, should_stop=lambda: True, show="none") is None
     for path in cached(tmp_path):
         other = {8: 1e-9, 16: 1.0} if first.layout(40).microbatch_size != 8 else {8: 1.0, 16: 1e-9}
@@ -81,18 +81,18 @@ def test_a_resumed_run_keeps_its_layout(make_engine, tmp_path):
     assert make_engine().layout(40) != first.layout(40)
     resumed = make_engine()
     found = train(resumed, PLAN, pieces, show="none")
-    assert resumed.measured_times == first.measured_times
+    assert resumed.layout_choice.measured == first.layout_choice.measured
     assert expected is not None and found is not None and found["final_test_loss"] == expected["final_test_loss"]
     moved = make_engine(num_devices=2)
-    moved.use_times(first.measured_times)
-    assert moved.measured_times is None
+    moved.layout_choice.adopt(first.layout_choice.measured)
+    assert moved.layout_choice.measured is None
 
 
 def test_a_size_that_xla_says_does_not_fit_is_not_tried(make_engine, monkeypatch):
     monkeypatch.setattr(measure, "memory_bytes", lambda devices: 0.0)
     engine = make_engine()
     assert engine.layout(40).microbatch_size == 8
-    assert " would take " in engine.describe_layouts([40])
+    assert " would take " in engine.layout_choice.describe([40], "images")
 
 
 LIMITED = """
@@ -115,7 +115,7 @@ tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
 engine = Engine(task, tx, source, source, [1, 256], microbatch_size="measure")
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29,) * 2)
-print(engine.describe_layouts([256]))
+print(engine.layout_choice.describe([256], "examples"))
 """
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
+from bsjax.engine import Cost, ModelFlops
 from bsjax.engine.devices import first_replica, replicate
 from bsjax.gradient_noise import Averages, Estimate
 from bsjax.plan import Plan, Update
@@ -32,10 +33,11 @@ class FakeEngine:
     """
 
     num_devices, num_compilations, compile_time_s, stall_time_s = 1, 0, 0.0, 0.0
-    measured_times = None
+    layout_choice = types.SimpleNamespace(measured=None, describe=lambda sizes, unit: "", adopt=lambda measured: None)
 
     def __init__(self, dataset_size: int, losses: Any = None, num_shards: int = 1, **identity: Any):
         self.dataset_size, self.losses, self.shards, self.identity = dataset_size, losses, num_shards, identity
+        self.devices, self.model_flops = jax.devices()[:1], ModelFlops(50.0, "float32")
         self.task = types.SimpleNamespace(metrics=("accuracy",), unit="images", units_per_example=1)
         self.events: list[tuple[str, Any]] = []
 
@@ -44,12 +46,6 @@ class FakeEngine:
 
     def place(self, state):
         return replicate(state, jax.devices()[:1])
-
-    def describe_layouts(self, batch_sizes):
-        return ""
-
-    def use_times(self, measured):
-        assert measured is None
 
     def check_hyperparameters(self, hyperparameters):
         if unknown := set(hyperparameters) - {"learning_rate", "momentum"}:
@@ -73,6 +69,9 @@ class FakeEngine:
 
     def num_shards(self, batch_size):
         return self.shards
+
+    def cost_of(self, batch_size):
+        return Cost(flops=100.0 * batch_size, bytes_accessed=None)
 
     def evaluate(self, state):
         replica = first_replica(state)

@@ -104,7 +104,7 @@ def test_the_next_batch_size_is_compiled_ahead(fake_run, tmp_path):
 def test_summary(fake_run, tmp_path):
     _, summary, lines = fake_run(tmp_path)
     assert summary == json.loads((tmp_path / "summary.json").read_text())
-    times = {name: summary.pop(name) for name in ("wall_time_s", "examples_per_second")}
+    times = {name: summary.pop(name) for name in ("wall_time_s", "examples_per_second", "flops_per_s")}
     assert min(times.values()) >= 0
     assert summary == {
         "completed": True,
@@ -116,6 +116,9 @@ def test_summary(fake_run, tmp_path):
         "final_train_loss": summary["final_train_loss"],
         "compile_time_s": 0.0,
         "compile_stall_time_s": 0.0,
+        "flops_per_update": 100 * 500 / 16,
+        "bytes_accessed_per_update": None,
+        "model_flop_utilisation": None,
         "num_compilations": 0,
         "num_devices": 1,
         "grad_sq": None,

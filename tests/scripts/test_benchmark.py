@@ -58,3 +58,25 @@ def test_training_is_timed_with_and_without_the_gradient_noise_and_checkpoints(r
     for row in noise, checkpoints:
         assert min(row["seconds"]) > 0
         assert 0 < row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
+
+
+def test_the_accelerators_benchmark_in_small(tmp_path):
+    """Both loops run at both batch sizes, and the peak that a CPU does not have is null."""
+    output = tmp_path / "accelerator.json"
+    command = [sys.executable, "scripts/benchmark.py", "--accelerator", "--quick", f"--output={output}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    [results] = json.loads(output.read_text())
+    assert (results["model"], results["dtype"], results["num_devices"]) == ("WRN-10-1", "float32", 1)
+    assert [row["batch_size"] for row in results["rows"]] == [16, 32]
+    for row in results["rows"]:
+        assert row["pairs"] == 2
+        assert row["ratio_quartiles"] == sorted(row["ratio_quartiles"])
+        for loop in row["engine"], row["bare"]:
+            assert loop["images_per_second"] > 0
+            assert loop["model_flop_utilisation"] is loop["peak_bytes"] is None
+        cost = row["engine"]["cost_per_update"]
+        assert cost["flops"] > row["batch_size"] * results["model_flops_per_image"] > 1e8
+        assert cost["bytes_accessed"] > 1e6
+    assert len(result.stdout.splitlines()) == 2
