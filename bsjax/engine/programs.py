@@ -14,8 +14,7 @@ from bsjax.engine import layout
 from bsjax.engine.cost import Cost, total_cost
 from bsjax.engine.devices import Program, first_replica, local_part, shapes_of, shapes_on_each
 from bsjax.engine.feed import create_feeds
-from bsjax.engine.step import Microbatch, Steps, TrainState, example_keys
-from bsjax.models.ghost_batch_norm import AXIS_NAME
+from bsjax.engine.step import Microbatch, Steps, TrainState, example_keys, sum_over_devices
 
 
 class Programs:
@@ -62,8 +61,7 @@ class Programs:
             return dict(zip(hyperparameters.values(), controls, strict=False))
 
         def packed(values, controls):
-            num_stops = jax.lax.psum(controls[-1], AXIS_NAME)  # so that all processes stop after the same update
-            values = {**values, "num_stops": num_stops}
+            values = {**values, "num_stops": sum_over_devices(controls[-1])}  # so that all stop after the same update
             return jnp.stack([values[name].astype(self._dtype) for name in metrics])
 
         def accumulate(accumulator, state, pool, address):

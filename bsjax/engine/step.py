@@ -63,6 +63,11 @@ def example_keys(key: jax.Array, position_hi: jax.Array, position_lo: jax.Array)
     return jax.vmap(lambda hi, lo: jax.random.fold_in(jax.random.fold_in(key, hi), lo))(position_hi, position_lo)
 
 
+def sum_over_devices(tree: Any) -> Any:
+    """The all-reduce; of one device nothing, which XLA would copy."""
+    return tree if jax.lax.axis_size(AXIS_NAME) == 1 else jax.lax.psum(tree, AXIS_NAME)
+
+
 def split_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """From keys [n], those of reading (augmentation) and those of the losses (dropout), [n] each."""
     read_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -126,9 +131,7 @@ class Steps:
         grads = jax.tree.map(lambda g: g / total.num_examples.astype(g.dtype), total.grads)
         params = shares.share_of(state.params, num_shares)
         opt_state = _set_hyperparams(shares.without_shares(state.opt_state), hyperparams)
-        with jax.numpy_dtype_promotion("standard"):  # which optax relies on
-            updates, opt_state = self.tx.update(grads, opt_state, params)
-            params = optax.apply_updates(params, updates)
+        params, opt_state = self._optimize(params, opt_state, grads)
         params = shares.gather(params, state.params, num_shares)
         opt_state = shares.with_shares(opt_state, state.opt_state)
 
@@ -146,6 +149,21 @@ class Steps:
         }
         return TrainState(params, batch_stats, opt_state), metrics
 
+    def _optimize(self, params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
+        """The optimizer's step, along a leading axis of one.
+
+        It is the axis of the stacked state. Computed without it, XLA on a CPU computes each new momentum twice, for the
+        parameters and for the result, and copies both.
+        """
+
+        def step(params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
+            updates, opt_state = self.tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        stacked = jax.tree.map(lambda x: x[None], (params, opt_state, grads))
+        with jax.numpy_dtype_promotion("standard"):  # which optax relies on
+            return jax.tree.map(lambda x: x[0], jax.vmap(step)(*stacked))
+
     def train_step(self, state: TrainState, microbatch: Microbatch, hyperparams: dict) -> tuple[TrainState, dict]:
         """An update of one microbatch, without an accumulator in memory."""
         sums = self._sums(state, microbatch, is_shard=jax.lax.axis_size(AXIS_NAME) > 1)
@@ -159,7 +177,7 @@ class Steps:
         """Sums over the devices' examples."""
         losses, metrics, _ = self._losses(state.params, state.batch_stats, microbatch, train=False)
         sums = _weighted_sums({"loss": losses, **metrics}, microbatch)
-        return jax.lax.psum({**sums, "num_examples": microbatch.weights.sum()}, AXIS_NAME)
+        return sum_over_devices({**sums, "num_examples": microbatch.weights.sum()})
 
     def _losses(self, params: Any, batch_stats: Any, microbatch: Microbatch, train: bool) -> tuple:
         read_keys, loss_keys = split_keys(microbatch.keys)
@@ -202,8 +220,8 @@ def _along(stat: jax.Array, weights: jax.Array) -> jax.Array:
 def _total(accumulator: Accumulator, num_shares: int) -> Accumulator:
     """The sums over all devices; of the gradients, this device's share."""
     if num_shares == 1:
-        return jax.lax.psum(accumulator, AXIS_NAME)
-    others = jax.lax.psum(accumulator._replace(grads=()), AXIS_NAME)
+        return sum_over_devices(accumulator)
+    others = sum_over_devices(accumulator._replace(grads=()))
     return others._replace(grads=shares.sum_over_devices(accumulator.grads, num_shares))
 
 

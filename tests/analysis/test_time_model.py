@@ -167,7 +167,7 @@ WHOLE = "it must be a whole number >= {0}; nearest: {0}"
         ),
         (
             lambda: predict(PLAN, 1, Costs(TIMES, NO_COMMUNICATION, 0, 8, microbatch_size=12)),
-            "microbatch_size is 12; it must be a multiple of the group size 8, or a share of it for 1 devices; ",
+            "microbatch_size is 12; it must be a multiple of the group size 8; ",
         ),
         (lambda: best_num_devices(PLAN, [], COSTS), "device_counts is []; it must be at least one number of devices; "),
         (lambda: best_num_devices(PLAN, [4, 0], COSTS), f"device_counts is 0; {WHOLE.format(1)}"),
