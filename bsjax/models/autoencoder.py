@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from bsjax.models.upsampling import Upsample
+
 
 class ConvAutoencoder(nn.Module):
     """Images to a code of `latent` numbers, and back to outputs of the images' shape.
@@ -33,8 +35,7 @@ class ConvAutoencoder(nn.Module):
         small = x.shape[1:]
         code = dense(self.latent)(x.reshape(x.shape[0], -1))
         x = nn.relu(dense(small[0] * small[1] * small[2])(code)).reshape(-1, *small)
-        for width in [*reversed(channels[:-1]), images.shape[-1]]:
-            up = nn.ConvTranspose(width, (3, 3), strides=(2, 2), dtype=self.dtype, kernel_init=init)
-            x = up(nn.relu(x))
+        for layer, width in enumerate([*reversed(channels[:-1]), images.shape[-1]]):
+            x = Upsample(width, self.dtype, init, name=f"ConvTranspose_{layer}")(nn.relu(x))
         # The encoder rounds odd sizes up.
         return x[:, : images.shape[1], : images.shape[2]].astype(np.promote_types(self.dtype, np.float32))

@@ -44,13 +44,15 @@ class GhostBatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         wide = np.promote_types(x.dtype, np.float32)
 
-        def normalise(x: jax.Array, mean: jax.Array, var: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            scale, shift = (value.astype(wide).reshape((1,) * (len(shape) - 1) + channels) for value in (gamma, beta))
-            multiplier = scale * jax.lax.rsqrt(var.astype(wide).reshape(shape) + self.epsilon)
-            return ((x.astype(wide) - mean.astype(wide).reshape(shape)) * multiplier + shift).astype(self.dtype)
+        def normalise(ghosts: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+            # One product and one sum: the gradient needs no other array of this size than x.
+            scale = gamma.astype(wide)[None] * jax.lax.rsqrt(var.astype(wide) + self.epsilon)
+            shift = beta.astype(wide)[None] - mean.astype(wide) * scale
+            scale, shift = (value.reshape(-1, *(1,) * (x.ndim - 1), *channels) for value in (scale, shift))
+            return (ghosts.astype(wide) * scale + shift).astype(self.dtype).reshape(x.shape)
 
         if not train:
-            return normalise(x, running_mean.value, running_var.value, (1,) * (x.ndim - 1) + channels)
+            return normalise(x[None], running_mean.value[None], running_var.value[None])
 
         local_size = min(self.ghost_batch_size, x.shape[0])
         ghosts = x.reshape(-1, local_size, *x.shape[1:]).astype(wide)
@@ -62,7 +64,7 @@ class GhostBatchNorm(nn.Module):
         self.variable("ghost_stats", "mean", lambda: mean).value = mean
         self.variable("ghost_stats", "var", lambda: var).value = var
 
-        return normalise(ghosts, mean, var, (len(mean), *(1,) * (x.ndim - 1), *channels)).reshape(x.shape)
+        return normalise(ghosts, mean, var)
 
 
 def _mean_per_ghost(ghosts: jax.Array) -> jax.Array:
