@@ -3,7 +3,8 @@
     python scripts/benchmark.py --output=benchmark.json
 
 --part=throughput: images/s of the engine over images/s of a bare jit loop (same model, loss, optimizer, data and order;
-  nothing is read back); with microbatches as large as the batch, then with microbatches that the engine chooses.
+  nothing is read back); with microbatches as large as the batch, then with microbatches that the engine measures,
+  over the bare loop at the batch of at most this size that is its fastest.
 --part=memory: how far training raises the peak, at batch 64 and 4096 with microbatches of 64: of resident memory on a
   CPU, of the device's own elsewhere. Each measurement is a fresh process.
 --part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it;
@@ -44,7 +45,7 @@ from flax import linen as nn
 from bsjax import InvalidArgument, Plan, Recipe, run
 from bsjax.data import load_dataset
 from bsjax.engine import Engine
-from bsjax.models import CLASSIFIERS, create_model
+from bsjax.models import MODELS, create_model, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
 from bsjax.run.noise import NoiseMeter
 
@@ -52,7 +53,7 @@ PARTS = ("memory", "throughput", "gradient_noise", "checkpoints", "batch_size_ch
 _PARTS = flags.DEFINE_multi_enum(
     "part", PARTS, (*PARTS, "pytorch"), "What to measure; may be given several times. Default, all but pytorch."
 )
-_MODEL = flags.DEFINE_enum("model", "cnn", CLASSIFIERS, "Model.")
+_MODEL = flags.DEFINE_enum("model", "cnn", MODELS, "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
 _WIDTH = flags.DEFINE_integer("model_width", None, "Width of the model; default, the model's own.", 1)
 _GHOST_BATCH_SIZE = flags.DEFINE_integer("ghost_batch_size", 32, "Examples that share batch-norm statistics.", 1)
@@ -75,25 +76,45 @@ def measure_throughput(batch_size: int, microbatch_size: int | str) -> dict[str,
     pair = loops.EngineLoop(_model(), [batch_size], microbatch_size), loops.BareLoop(_model())
     # Compiles, and shows whether the two do the same.
     losses = [[loop.update(batch_size)() for _ in range(3)] for loop in pair]
-    num_updates = max(1, round(_SECONDS.value / (loops.seconds_of(pair[1], batch_size, 2) / 2)))
-    turns = _in_turns(lambda is_bare: loops.seconds_of(pair[is_bare], batch_size, num_updates))
-    bare_ips, engine_ips = (batch_size * num_updates / seconds for seconds in turns.pop("seconds"))
+    sizes = batch_size, _fastest(pair[1], batch_size) if microbatch_size == "measure" else batch_size
+    num_updates = [max(1, round(_SECONDS.value / _seconds_of_one(pair[i], sizes[i]))) for i in (0, 1)]
+    num_examples = [size * count for size, count in zip(sizes, num_updates, strict=True)]
+
+    def seconds_per_example(is_bare: bool) -> float:
+        return loops.seconds_of(pair[is_bare], sizes[is_bare], num_updates[is_bare]) / num_examples[is_bare]
+
+    turns = _in_turns(seconds_per_example)
+    bare_ips, engine_ips = (1 / seconds for seconds in turns.pop("seconds"))
     row = {
         "batch_size": batch_size,
+        "bare_batch_size": sizes[1],
         "microbatch_size": pair[0].engine.layout(batch_size).microbatch_size,
         "automatic": microbatch_size == "measure",
         "engine_images_per_second": engine_ips,
         "bare_images_per_second": bare_ips,
         **turns,
-        "updates_per_measurement": num_updates,
+        "updates_per_measurement": num_updates[0],
         "max_loss_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
     }
     print(
         f"throughput, batch {batch_size}, {'automatic ' if microbatch_size == 'measure' else ''}microbatch "
-        f"{row['microbatch_size']}: engine {engine_ips:.0f}, bare loop {bare_ips:.0f} images/s, ratio {_ratio(row)}",
+        f"{row['microbatch_size']}: engine {engine_ips:.0f}, bare loop at {sizes[1]} {bare_ips:.0f} images/s, "
+        f"ratio {_ratio(row)}",
         flush=True,
     )
     return row
+
+
+def _seconds_of_one(loop: loops.EngineLoop | loops.BareLoop, batch_size: int) -> float:
+    loops.seconds_of(loop, batch_size)  # compiles
+    return min(loops.seconds_of(loop, batch_size) for _ in range(3))
+
+
+def _fastest(loop: loops.BareLoop, batch_size: int) -> int:
+    """The batch size, of whole ghosts and at most `batch_size`, with the most examples per second."""
+    ghost = ghost_batch_size_of(_model())
+    sizes = [size for size in (8 * 2**power for power in range(10)) if size <= batch_size and size % ghost == 0]
+    return min(sizes or [batch_size], key=lambda size: _seconds_of_one(loop, size) / size)
 
 
 def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> dict[str, Any]:
@@ -219,7 +240,7 @@ def measure_batch_size_change(name: str, batch_sizes: Sequence[int], phase_size:
     "engine" has one microbatch size. "engine_automatic" chooses one for each phase, and compiles for the next phase in
     the background, as `bsjax.run.train` does.
     """
-    microbatch_size = MICROBATCH_SIZE if name == "engine" else "measure"
+    microbatch_size = MICROBATCH_SIZE if name == "engine" else "auto"
     engine = None if name == "bare" else loops.EngineLoop(_model(), batch_sizes, microbatch_size)
     loop = engine or loops.BareLoop(_model())
     events: list[str] = []

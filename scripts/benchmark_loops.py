@@ -14,9 +14,9 @@ from bsjax import Update
 from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
 from bsjax.engine import Engine
 from bsjax.engine.devices import first_replica
-from bsjax.models import ghost_batch_size_of
+from bsjax.models import ConvAutoencoder, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Classification
+from bsjax.tasks import Autoencoder, Classification
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BATCH_NORM_DECAY = 0.02, 0.9, 5e-4, 0.99
 
@@ -50,16 +50,19 @@ class BareLoop:
 
     def __init__(self, model: nn.Module):
         dataset, device, ghost_batch_size = synthetic_twice(), jax.devices()[0], ghost_batch_size_of(model)
+        is_autoencoder = isinstance(model, ConvAutoencoder)
         kernels = functools.partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
         tx = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY, kernels), optax.sgd(LEARNING_RATE, MOMENTUM))
 
         def step(state, images, labels, index):
             params, batch_stats, opt_state = state
-            x = (images[index].astype(jnp.float32) - dataset.mean) / dataset.std
-            y = labels[index]
+            x, y = images[index].astype(jnp.float32), labels[index]
+            x = x / 255 if is_autoencoder else (x - dataset.mean) / dataset.std
 
             def mean_loss(params):
                 variables = {"params": params, "batch_stats": batch_stats}
+                if is_autoencoder:
+                    return jnp.square(model.apply(variables, x) - x).mean(), (jnp.zeros((len(y), 1)), {})
                 logits, updated = model.apply(variables, x, train=True, mutable=["ghost_stats"])
                 loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
                 return loss, (logits, updated.get("ghost_stats", {}))
@@ -104,8 +107,9 @@ def make_engine(
     microbatch_size: int | str,
     devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
-    """An engine that classifies a data set."""
-    task = Classification(model, mean=dataset.mean, std=dataset.std)
+    """An engine that classifies a data set, or gives back its images."""
+    is_autoencoder = isinstance(model, ConvAutoencoder)
+    task = Autoencoder(model) if is_autoencoder else Classification(model, mean=dataset.mean, std=dataset.std)
     sources = dataset.train, dataset.test
     return Engine(task, tx, *sources, batch_sizes, microbatch_size=microbatch_size, devices=devices)
 

@@ -128,7 +128,8 @@ class Steps:
         """
         num_shares = shares.num_shares(state.opt_state)
         total = _total(accumulator, num_shares)
-        grads = jax.tree.map(lambda g: g / total.num_examples.astype(g.dtype), total.grads)
+        inverse = 1 / total.num_examples  # XLA fuses a product into all that read it, and not a quotient
+        grads = jax.tree.map(lambda g: g * inverse.astype(g.dtype), total.grads)
         params = shares.share_of(state.params, num_shares)
         opt_state = _set_hyperparams(shares.without_shares(state.opt_state), hyperparams)
         params, opt_state = self._optimize(params, opt_state, grads)
@@ -144,7 +145,7 @@ class Steps:
         metrics = {
             "loss": total.loss / total.num_examples,
             **{name: metric / total.num_examples for name, metric in total.metrics.items()},
-            "grad_norm": jnp.sqrt(_squared_norm(grads, state.params, num_shares)),
+            "grad_norm": jnp.sqrt(_squared_norm(total.grads, state.params, num_shares)) / total.num_examples,
             "weighted_grad_sq": total.weighted_grad_sq,
         }
         return TrainState(params, batch_stats, opt_state), metrics
