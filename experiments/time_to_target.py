@@ -87,19 +87,20 @@ class _Timed:
 
     def __init__(self, engine: Engine, set_up_began: float):
         self._engine, self._set_up_began, self._began = engine, set_up_began, 0.0
-        self._updates, self.points = 0, list[Point]()
+        self._updates, self._stalled, self.points = 0, 0.0, list[Point]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def update(self, state: TrainState, update: Update, stop: bool = False) -> tuple[TrainState, UpdateMetrics]:
-        self._began = self._began or time.perf_counter()
+        if not self._began:
+            self._began, self._stalled = time.perf_counter(), self._engine.stall_time_s
         self._updates = update.update + 1
         return self._engine.update(state, update, stop)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         means = self._engine.evaluate(state)
-        stall = self._engine.stall_time_s
+        stall = self._engine.stall_time_s - self._stalled
         seconds, waited = time.perf_counter() - self._began - stall, self._began - self._set_up_began + stall
         self.points.append(Point(self._updates, seconds, waited, means["test_loss"], means["test_accuracy"]))
         return means

@@ -64,7 +64,7 @@ def test_files_exist():
     for path in set(re.findall(r"(?<![\w/])((?:scripts|bsjax|experiments)/[\w/.]+\.(?:py|sh))", TEXT)):
         assert (ROOT / path).exists(), path
     for name, page in PAGES.items():
-        for path in re.findall(r"\]\((?!http|#)([^)]+)\)", page):
+        for path in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", page):
             assert ((ROOT / name).parent / path).exists(), (name, path)
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from bsjax.tasks import Task
 _LARGEST, _LARGEST_CPU = 8192, 1024
 _SMALLEST = 8  # examples per device, unless a batch that is to come has fewer
 _SECONDS = 0.02  # that each timing lasts at least
+_TURNS_S = 2.0  # no round begins later
 _ROUNDS = 5  # of timings in turns, whose shortest counts: other work on the machine only adds to it
 _LONGEST_S = 1.5  # a microbatch that takes longer is not repeated, and no larger one is tried
 _WORSE = 1.1  # two sizes in a row this much slower per example end the search
@@ -150,10 +152,10 @@ def step_times(
 def _measure(programs: Programs, state: TrainState, sizes: Sequence[int], controls: Sequence[float]) -> Measurement:
     """Times every second size until one is of no use, then the neighbours of the best one, and at last all in turns."""
     seconds: dict[int, float] = {}
+    note = ""
     for size in sizes[::2]:
         if note := _first_time(programs, state, size, seconds):
             break
-        note = f"none above {size} was tried"
         best = min(s / size for size, s in seconds.items())
         if seconds[size] > _LONGEST_S or seconds[size] / size > _WORSE * best:
             note = f"{size} is slower"
@@ -163,8 +165,9 @@ def _measure(programs: Programs, state: TrainState, sizes: Sequence[int], contro
         if size not in seconds and seconds[sizes[fastest]] < _LONGEST_S:
             note = "; ".join(filter(None, (note, _first_time(programs, state, size, seconds))))
     repeats = {size: max(1, round(_SECONDS / s)) for size, s in sorted(seconds.items()) if s <= _LONGEST_S}
+    deadline = time.perf_counter() + _TURNS_S
     for _ in range(_ROUNDS):
-        for size, count in repeats.items():
+        for size, count in repeats.items() if time.perf_counter() < deadline else ():
             seconds[size] = min(seconds[size], programs.time_microbatches(state, size, count))
     tried = sorted(seconds)
     for size, larger in zip(tried[-2::-1], tried[:0:-1], strict=True):  # a part takes no longer than the whole
@@ -179,9 +182,8 @@ def _measure(programs: Programs, state: TrainState, sizes: Sequence[int], contro
     programs.forget()
     apply_s = max(updates_s[2] - 2 * seconds[tried[0]], 0.0)
     saving_s = max(seconds[tried[0]] + apply_s - updates_s[1], 0.0)
-    return Measurement(
-        StepTimes({size: _rounded(seconds[size]) for size in tried}, _rounded(apply_s), _rounded(saving_s)), note
-    )
+    times = StepTimes({size: _rounded(seconds[size]) for size in tried}, _rounded(apply_s), _rounded(saving_s))
+    return Measurement(times, note or f"none above {tried[-1]} was tried")
 
 
 def _first_time(programs: Programs, state: TrainState, size: int, seconds: dict[int, float]) -> str:

@@ -109,10 +109,14 @@ def _code_of(work: Callable[[], None]) -> int:
     except flags.Error as error:
         message, code = _in_a_line(error), 2
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
-            raise
         first = str(error).splitlines()[0][:200]
-        message, code = f"another process of the run has ended, or cannot be reached ({first})", 1
+        if first.startswith("RESOURCE_EXHAUSTED"):
+            smaller = "--microbatch_size=measure finds one that fits, a smaller number may fit too"
+            message, code = f"a device's memory does not hold the microbatch ({first}): {smaller}", 1
+        elif jax.distributed.is_initialized():
+            message, code = f"another process of the run has ended, or cannot be reached ({first})", 1
+        else:
+            raise
     else:
         return 0
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from experiments.harness.control import Control
 from experiments.harness.pool import StoppedEarly
 
 _FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster
-_CONFIG = study.PRESETS["digits"].config.replace(model_width=8, num_epochs=4)
+_CONFIG = study.PRESETS["digits"].config.replace(model_width=8, num_epochs=4, microbatch_size="auto")
 
 
 @pytest.fixture
@@ -119,7 +119,8 @@ def test_the_noise_scale_is_that_of_the_examples_gradients(setup):
 
 def test_the_script_end_to_end(call, read_csv, tmp_path):
     flags = ["--seeds=2", "--batch_sizes=4,32,256", "--target_loss=1", "--model_width=16", "--num_eval_examples=100"]
-    flags += ["--branch_batch_size=4", "--branch_factors=1,4,16", "--branch_points=0.5,1", "--jobs=1"]
+    flags += ["--branch_batch_size=4", "--branch_factors=1,4,16", "--branch_points=0.5,1"]
+    flags += ["--microbatch_size=auto", "--jobs=1"]
     result = call("critical_batch_size", *flags, f"--workdir={tmp_path}", **_FAST)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "critical_batch_size.png").stat().st_size > 10_000
@@ -158,6 +159,7 @@ def test_the_script_end_to_end(call, read_csv, tmp_path):
 
 def test_a_target_that_is_not_reached_is_said(call, tmp_path):
     flags = ["--batch_sizes=32,64,128", "--branch_batch_size=32", "--model_width=8", "--num_epochs=0.1", "--jobs=1"]
+    flags.append("--microbatch_size=auto")
     result = call("critical_batch_size", *flags, "--seeds=1", "--target_loss=0.01", f"--workdir={tmp_path}", **_FAST)
     assert result.returncode == 1
     assert result.stdout.count("not reached") == 3

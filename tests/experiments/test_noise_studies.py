@@ -6,6 +6,7 @@ from experiments import adaptive
 from experiments.harness import build, presets
 
 _SMALL = ["--model=mlp", "--model_width=4", "--num_epochs=1.5", "--lr_decay_epochs=0.7,1.2", "--seeds=1", "--jobs=1"]
+_SMALL.append("--microbatch_size=auto")
 
 
 def test_noise_scale(call, read_csv, tmp_path):

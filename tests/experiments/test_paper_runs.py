@@ -16,6 +16,7 @@ from experiments.harness.control import Control
 
 # An mlp compiles fast; no test here looks at its accuracy.
 _ARGUMENTS = ("--preset=digits", "--model=mlp", "--model_width=8", "--num_epochs=1", "--lr_decay_epochs=0.4,0.8")
+_ARGUMENTS += ("--microbatch_size=auto",)
 
 
 def call(*arguments, without=()):
@@ -69,7 +70,8 @@ def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tm
     sizes = {}
     for line in result.stdout.splitlines()[1:]:
         if line.endswith("seed=0"):
-            phases = sizes[line.replace("model=mlp,model_width=8,num_epochs=1.0,lr_decay_epochs=0.4+0.8,", "")] = []
+            name = line.replace("model=mlp,model_width=8,num_epochs=1.0,lr_decay_epochs=0.4+0.8,", "")
+            phases = sizes[name.replace("microbatch_size=auto,", "")] = []
         else:
             assert re.fullmatch(r" +[\d,]+ +[\d,]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d,]+ +[\d.]+", line), line
             phases.append(int(line.split()[0].replace(",", "")))

@@ -21,6 +21,7 @@ _SMALL = Config().replace(
     lr_decay_epochs=(0.2,),
     schedule="increase_batch_size",
     max_batch_size=40,
+    microbatch_size="auto",
 )
 
 

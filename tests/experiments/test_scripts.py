@@ -14,6 +14,7 @@ from experiments.harness.config import Config
 
 # An mlp compiles fast.
 _SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_width=8", "--eval_every_epochs=0.5")
+_SMALL += ("--microbatch_size=auto",)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ _SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_wid
         ("plan", "--batch_size=9", 2, "--batch_size is 9; .* multiple of --ghost_batch_size 8; nearest: 8 or 16$"),
         ("plan", "--num_devices=0", 2, "--num_devices is 0; it must be a whole number >= 1; nearest: 1"),
         ("plan", "--dataset_size=0", 2, "--dataset_size is 0; it must be a whole number >= 1"),
-        ("figure5", "--lr_schedule=constant", 2, "--schedule is .* the batch would never grow"),
+        ("figure5", "--lr_schedule=constant", 2, "schedule is .* the batch would never grow"),
         ("figure5", "--controller=cabs", 2, "--controller is not a flag"),
         ("figure5", "--seeds=0", 2, "--seeds is 0; it must be a whole number >= 1; nearest: 1"),
         (
@@ -95,6 +96,13 @@ def test_ctrl_c_before_the_script_has_begun(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
 
 
+def test_memory_that_runs_out_is_a_line():
+    code = "import jax; from experiments.harness import cli; cli.run(lambda: jax.numpy.zeros(2**50))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: a device's memory .*RESOURCE_EXHAUSTED.*--microbatch_size=measure.*\n", result.stderr)
+
+
 @pytest.mark.parametrize("arguments", [("train", "--help"), ("plan",)])
 def test_a_reader_that_has_gone_ends_the_script_quietly(arguments):
     reader, writer = os.pipe()
@@ -114,7 +122,8 @@ def test_the_short_help_has_every_knob_and_the_presets_defaults(call):
 
 
 def test_train_and_train_again(call, tmp_path):
-    result = call("train", *_SMALL, "--schedule=increase_batch_size", f"--workdir={tmp_path}")
+    measured = "--microbatch_size=measure"
+    result = call("train", *_SMALL, "--schedule=increase_batch_size", measured, f"--workdir={tmp_path}")
     assert result.returncode == 0, result.stderr
     evaluations = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
     assert len(evaluations) == 6
@@ -124,7 +133,7 @@ def test_train_and_train_again(call, tmp_path):
     stopped = call("train", *_SMALL, "--stop_after_s=1e-9", f"--workdir={tmp_path / 'stopped'}")
     assert (stopped.returncode, stopped.stdout) == (0, f"{tmp_path / 'stopped'} stopped; the same command continues.\n")
 
-    again = call("train", *_SMALL, "--schedule=increase_batch_size", f"--workdir={tmp_path}")
+    again = call("train", *_SMALL, "--schedule=increase_batch_size", measured, f"--workdir={tmp_path}")
     assert again.stdout == f"{tmp_path} is complete.\n{result.stdout}"
 
 

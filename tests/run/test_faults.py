@@ -16,6 +16,7 @@ TIMEOUT_S = 120
 def start(start_python, tmp_path):
     """A function that starts a script on a small model, in the test's folder."""
     small = ["--model_depth=1", "--model_width=4", "--checkpoint_every_epochs=0.1", "--checkpoint_min_s=0"]
+    small.append("--microbatch_size=auto")
     return lambda script, *flags: start_python("-m", f"experiments.{script}", f"--workdir={tmp_path}", *small, *flags)
 
 
@@ -107,6 +108,7 @@ def test_on_a_full_disk_and_then_with_space_again(tmp_path, script, size):
     if subprocess.run(["sh", "-c", f"unshare -rm mount -t tmpfs tmpfs {tmp_path}"], capture_output=True).returncode:
         pytest.skip("this system mounts no file systems for its users")
     flags = "--model=mlp --num_epochs=4 --checkpoint_every_epochs=1 --checkpoint_min_s=0 --nocompilation_cache"
+    flags += " --microbatch_size=auto"
     check = "import json, pathlib; [json.loads(path.read_text()) for path in pathlib.Path().glob('**/*.json')]"
     program = f"""
 run() {{ {sys.executable} -m experiments.{script} {flags} --workdir={tmp_path}/run || code=$?; echo code $code >&2; }}
@@ -133,7 +135,7 @@ import resource, runpy
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 runpy.run_module("experiments.train", run_name="__main__", alter_sys=True)
 """
-    flags = ["--model_depth=1", "--model_width=32", "--nocompilation_cache"]
+    flags = ["--model_depth=1", "--model_width=32", "--nocompilation_cache", "--microbatch_size=auto"]
     code, _, error = end_of(start_python("-c", code, f"--workdir={tmp_path}", *flags))
     assert code == 1
     assert re.search(rf"^error: .*{tmp_path}.* cannot be written: .*$", error, re.M), error

@@ -14,7 +14,7 @@ from bsjax.run import read_metrics
 RUN = [
     *("--model_depth=1", "--model_width=4", "--augmentation=crop", "--dropout=0.1", "--num_epochs=2"),
     *("--lr_decay_epochs=0.5,1", "--lr_decay_factor=2", "--schedule=increase_batch_size"),
-    *("--eval_every_epochs=0.25", "--log_every_epochs=0.25"),
+    *("--eval_every_epochs=0.25", "--log_every_epochs=0.25", "--microbatch_size=auto"),
 ]
 TIMEOUT_S = 240
 
@@ -85,8 +85,8 @@ def assert_completes(processes: Processes, workdir: pathlib.Path, expected: list
 
 
 def test_two_processes_are_one(start, tmp_path, expected):
-    """Ghosts of 8 span both processes: a device's share of the first batches is two examples."""
-    processes = start((2, 2))
+    """Ghosts of 8 span both processes: a device's share of the first batches is two examples. Both measure as one."""
+    processes = start((2, 2), "--microbatch_size=measure")
     assert_completes(processes, tmp_path / "run", expected)
     assert "test accuracy" in processes.log(0)
     assert "accuracy" not in processes.log(1)
