@@ -26,14 +26,16 @@ from bsjax.tasks import Classification
 from experiments.harness import build
 from experiments.harness.config import Config
 
-# Microbatches of the two updates that are measured; their difference is the time of the microbatches alone.
-_FEW, _MANY = 2, 6
+# Microbatches of the updates that are measured. The difference between few and many is the time of the microbatches
+# alone; a single one needs no accumulator.
+_ONE, _FEW, _MANY = 1, 2, 6
 
 
 class UpdateSeconds(NamedTuple):
     """Measured seconds of an update, by microbatch size."""
 
-    few: dict[int, float]  # of _FEW microbatches
+    one: dict[int, float]  # of a single microbatch
+    few: dict[int, float]  # of _FEW
     many: dict[int, float]  # of _MANY
 
 
@@ -71,8 +73,8 @@ def update_timer(
     engines: dict[int, Engine] = {}
     for size in microbatch_sizes:
         smaller = config.replace(microbatch_size=size, ghost_batch_size=min(config.task.ghost_batch_size, size))
-        batch_sizes = np.array([_FEW, _MANY]) * size * num_devices
-        plan = Plan(len(dataset.train), batch_sizes, np.zeros(2), np.zeros(2))
+        batch_sizes = np.array([_ONE, _FEW, _MANY]) * size * num_devices
+        plan = Plan(len(dataset.train), batch_sizes, np.zeros(3), np.zeros(3))
         engines[size] = build.engine(smaller, dataset, plan, devices=str(num_devices))
     states = {size: engine.init() for size, engine in engines.items()}
 
@@ -84,12 +86,12 @@ def update_timer(
         metrics.read()
         states[size] = jax.block_until_ready(state)
 
-    kinds = [(count, size) for count in (_FEW, _MANY) for size in engines]
+    kinds = [(count, size) for count in (_ONE, _FEW, _MANY) for size in engines]
     stopwatch = _Stopwatch({kind: functools.partial(train, *kind) for kind in kinds}, seconds)
 
     def measure() -> UpdateSeconds:
         found = stopwatch.measure()
-        return UpdateSeconds(*({size: found[count, size] for size in engines} for count in (_FEW, _MANY)))
+        return UpdateSeconds(*({size: found[count, size] for size in engines} for count in (_ONE, _FEW, _MANY)))
 
     return measure
 
@@ -97,18 +99,18 @@ def update_timer(
 def step_times(measurements: Sequence[UpdateSeconds]) -> StepTimes:
     """The times of the steps of measured updates.
 
-    >>> step_times([UpdateSeconds(few={8: 0.5}, many={8: 1.3})])
-    StepTimes(accumulate_s={8: 0.2}, apply_update_s=0.1)
+    >>> step_times([UpdateSeconds(one={8: 0.25}, few={8: 0.5}, many={8: 1.3})])
+    StepTimes(accumulate_s={8: 0.2}, apply_update_s=0.1, single_saving_s=0.05)
     """
-    accumulate_s, rests = {}, []
+    accumulate_s, rests, savings = {}, [], []
     for size in measurements[0].few:
-        few, many = (min(one[size] for one in column) for column in zip(*measurements, strict=True))
+        one, few, many = (min(one[size] for one in column) for column in zip(*measurements, strict=True))
         # Noise can make it negative where an update is short.
         accumulate_s[size] = max((many - few) / (_MANY - _FEW), 1e-9)
         rests.append(max(few - _FEW * accumulate_s[size], 0.0))
-    return StepTimes(
-        {size: _rounded(seconds) for size, seconds in accumulate_s.items()}, _rounded(statistics.median(rests))
-    )
+        savings.append(max(accumulate_s[size] + rests[-1] - one, 0.0))
+    rounded = {size: _rounded(seconds) for size, seconds in accumulate_s.items()}
+    return StepTimes(rounded, *(_rounded(statistics.median(values)) for values in (rests, savings)))
 
 
 class AllReduceSeconds(NamedTuple):

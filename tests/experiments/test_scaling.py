@@ -94,17 +94,22 @@ def test_validation_compares_every_training(call, read_csv, tmp_path):
 
 def test_step_times_come_out_of_updates_that_follow_the_model():
     accumulate_s, apply_update_s = {4: 0.3, 16: 0.9}, 0.25
+    saving_s = {1: 0.125, 2: 0.0, 6: 0.0}
     measured = step_times.UpdateSeconds(
-        *({size: count * seconds + apply_update_s for size, seconds in accumulate_s.items()} for count in (2, 6))
+        *(
+            {size: count * seconds + apply_update_s - saved for size, seconds in accumulate_s.items()}
+            for count, saved in saving_s.items()
+        )
     )
     disturbed = step_times.UpdateSeconds(*({size: 3 * seconds for size, seconds in one.items()} for one in measured))
     times = step_times.step_times([disturbed, measured])
     assert times.accumulate_s == pytest.approx(accumulate_s)
     assert times.apply_update_s == pytest.approx(apply_update_s)
+    assert times.single_saving_s == pytest.approx(0.125)
     # And back.
-    plan = Plan(100, [8, 24], [0.1, 0.1], [0.9, 0.9])
+    plan = Plan(100, [4, 8, 24], [0.1] * 3, [0.9] * 3)
     costs = Costs(times, AllReduce(0.0, 1.0), 0, microbatch_size=4)
-    assert predict(plan, 1, costs).wall_time_s == pytest.approx(measured.few[4] + measured.many[4])
+    assert predict(plan, 1, costs).wall_time_s == pytest.approx(sum(seconds[4] for seconds in measured))
 
 
 def test_all_reduce_comes_out_of_sums_that_follow_the_model():
