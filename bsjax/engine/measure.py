@@ -35,7 +35,8 @@ _SECONDS = 0.02  # that each timing lasts at least
 _TURNS_S = 2.0  # no round begins later
 _ROUNDS = 5  # of timings in turns, whose shortest counts: other work on the machine only adds to it
 _LONGEST_S = 1.5  # a microbatch that takes longer is not repeated, and no larger one is tried
-_WORSE = 1.1  # two sizes in a row this much slower per example end the search
+_WORSE = 1.1  # a size that takes this much longer per example than the best one ends the search
+_MOST_NAMED = 8  # batch sizes in a line
 
 
 class Measurement(NamedTuple):
@@ -97,7 +98,9 @@ class LayoutChoice:
         layouts, measured = self.layouts, self.measured
         if measured is None:
             return ""
-        chosen = ", ".join(f"{layouts(size).microbatch_size} (batch {size})" for size in batch_sizes)
+        sizes = sorted(batch_sizes)
+        named, separator = (sizes, ", ") if len(sizes) <= _MOST_NAMED else (sizes[:: len(sizes) - 1], " to ")
+        chosen = separator.join(f"{layouts(size).microbatch_size} (batch {size})" for size in named)
         times = StepTimes.from_json(measured["times"])
         speeds = ", ".join(f"{size}: {size / seconds:,.0f}" for size, seconds in times.accumulate_s.items())
         return f"Microbatches per device: {chosen}. Measured {unit}/s: {speeds}; {measured['note']}."
