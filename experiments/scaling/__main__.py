@@ -19,9 +19,8 @@ beyond 8 devices and is slower beyond 16, because more and more devices share a 
 other at every batch norm.
 
 --validate on 2 shared cores, a CNN of three layers, 1 to 16 microbatches per update: on one core the prediction errs by
-6 % at most; on two by 4 % from step times on two, and by 9 to 17 % from step times on one, because two cores that work
-at once slow each other down, which the model leaves out. A growing batch of 12 updates in all takes 0.09 s longer than
-predicted, which is 30 % there. One and a half minutes with 8 repeats.
+6 % at most; on two by 6 % from step times on two, and by 12 to 21 % from step times on one, because two cores that
+work at once slow each other down, which the model leaves out. 70 seconds with 8 repeats.
 """
 
 import math

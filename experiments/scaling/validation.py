@@ -161,7 +161,9 @@ def _measurements(task: Task) -> Callable[[], Round]:
     def train(plan: Plan) -> float:
         """Seconds of training as the training loop counts them, without compilation and evaluation."""
         with tempfile.TemporaryDirectory() as folder:
-            summary = run.train(engine, plan, folder, run.Intervals(_NEVER, _NEVER), show="none")
+            summary = run.train(
+                engine, plan, folder, run.Intervals(_NEVER, _NEVER, checkpoint_min_s=_NEVER), show="none"
+            )
         assert summary is not None
         return summary["examples_seen"] / summary["examples_per_second"]
 
