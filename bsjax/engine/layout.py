@@ -160,8 +160,9 @@ class Layout(NamedTuple):
 class Layouts:
     """Chooses how each batch size runs: with microbatches of few shapes, on one of several numbers of devices.
 
-    The fastest layout is taken; of equal ones that with the largest microbatch, on the fewest devices. Without measured
-    times, a microbatch costs its examples, padding included, plus a fixed cost as of 1/16 of the largest possible one.
+    The fastest layout is taken; of equal ones that with the least padding, then the largest microbatch, then the fewest
+    devices. Without measured times, a microbatch costs its examples, padding included, plus a fixed cost as of 1/16 of
+    the largest possible one.
 
     Args:
       batch_sizes: those that are to come. If they are many, microbatches come in powers of two.
@@ -232,10 +233,10 @@ class Layouts:
         if batch_size not in self._chosen:
             check_batch_sizes([batch_size], self._group_size)
 
-            def cost(layout: Layout) -> tuple[float, int, int]:
+            def cost(layout: Layout) -> tuple[float, int, int, int]:
                 num_devices, size = layout
-                seconds = self._times[num_devices].update(num_microbatches(batch_size, size, num_devices), size)
-                return seconds, -size, num_devices
+                count = num_microbatches(batch_size, size, num_devices)
+                return self._times[num_devices].update(count, size), count * size * num_devices, -size, num_devices
 
             possible = [Layout(n, size) for n, sizes in self.microbatch_sizes.items() for size in sizes]
             if self._measure_noise:

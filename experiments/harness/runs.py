@@ -77,7 +77,6 @@ def train(
         _check_fork(config, len(dataset.train), fork_from, start)
     controller = build.controller(config, len(dataset.train), start)
     engine = build.engine(config, dataset, controller, control.images_on, control.devices, control.shard_optimizer)
-    workdirs.make(workdir)
     with workdirs.catch_signals() as caught:
         try:
             summary = bsjax_run.train(

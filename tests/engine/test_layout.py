@@ -124,6 +124,11 @@ def test_with_measured_times_no_possible_layout_is_faster(accumulate_s, apply_s,
         assert seconds(batch_size, layouts(batch_size).microbatch_size) == fastest
 
 
+def test_of_equally_fast_layouts_the_one_with_less_padding_is_taken():
+    times = layout.StepTimes({8: 0.001, 16: 0.001}, apply_update_s=0.0)
+    assert layout.Layouts([8], 8, [1], 16, times=times)(8).microbatch_size == 8
+
+
 def test_a_fixed_microbatch_keeps_to_the_devices_that_can_share_its_ghosts():
     layouts = layout.Layouts([8, 16], 8, range(1, 5), 64, microbatch_size=2)
     assert layouts.microbatch_sizes == {4: [2]}
