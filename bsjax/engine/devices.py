@@ -8,6 +8,7 @@ them all, and a process hands over the entries of its own devices.
 With BSJAX_MAPPING=shard_map in the environment, `jax.shard_map` does what `jax.pmap` does: for a JAX without pmap.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -26,6 +27,8 @@ from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 
 MAPPINGS = ("pmap", "shard_map")
+# What XLA may leave to YNNPACK, a library of kernels for CPUs: its default without convolutions.
+_YNNPACK = ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
 
 
 def mapped(function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()) -> Any:
@@ -83,7 +86,7 @@ class Program:
             if shape not in self._executables:
                 start = time.perf_counter()
                 self._lowered[shape] = self._lower(*args)
-                self._executables[shape] = self._lowered[shape].compile()
+                self._executables[shape] = _compiled(self._lowered[shape], self._sharding.mesh.devices.flat[0])
                 with self._counting:  # two shapes may be compiled at the same time
                     self.num_compilations += 1
                     self.compile_time_s += time.perf_counter() - start
@@ -131,6 +134,20 @@ class Program:
 def all_devices() -> list[jax.Device]:
     """The devices of all processes, those of a process side by side."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def compiler_options(device: jax.Device) -> dict[str, Any]:
+    """What XLA is to do otherwise than by default.
+
+    On several cores of a CPU: Eigen's convolutions, because those of YNNPACK keep one core busy. On one, YNNPACK's are
+    as fast.
+    """
+    return {"xla_cpu_experimental_ynn_fusion_type": _YNNPACK} if device.platform == "cpu" and num_cores() > 1 else {}
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_part(devices: Sequence[jax.Device]) -> slice:
@@ -246,6 +263,13 @@ def check_same_everywhere(values: Mapping[str, Any]) -> None:
             if first.get(name) != other.get(name):
                 allowed = f"{first.get(name)!r} as in process 0; this is process {process}"
                 raise InvalidArgument(name, other.get(name), allowed)
+
+
+def _compiled(lowered: Any, device: jax.Device) -> jax.stages.Compiled:
+    if options := compiler_options(device):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # a version of XLA without them
+            return lowered.compile(compiler_options=options)
+    return lowered.compile()
 
 
 def _stacked(devices: Sequence[jax.Device]) -> jax.NamedSharding:

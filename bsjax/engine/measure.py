@@ -21,7 +21,13 @@ from typing import Any, NamedTuple
 import jax
 
 from bsjax.data.cache import resolve_data_dir
-from bsjax.engine.devices import from_first_process, is_first_process, largest_of_all_processes
+from bsjax.engine.devices import (
+    compiler_options,
+    from_first_process,
+    is_first_process,
+    largest_of_all_processes,
+    num_cores,
+)
 from bsjax.engine.feed import memory_bytes
 from bsjax.engine.layout import Layouts, StepTimes, candidate_microbatch_sizes
 from bsjax.engine.programs import Programs
@@ -220,12 +226,12 @@ def _surroundings(devices: Sequence[jax.Device]) -> dict[str, Any]:
         with contextlib.suppress(OSError):
             lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
             cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
         "processes": jax.process_count(),
-        "cpu": f"{cpu or platform.machine()}, {num_cores} cores",
+        "cpu": f"{cpu or platform.machine()}, {num_cores()} cores",
+        "compiler_options": compiler_options(devices[0]),
         "jax": jax.__version__,
         "x64": bool(jax.config.read("jax_enable_x64")),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

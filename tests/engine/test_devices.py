@@ -60,6 +60,25 @@ def test_threads_that_need_the_same_shape_compile_it_once():
     assert program.num_compilations == 1
 
 
+@pytest.mark.parametrize(("cores", "options"), [(2, None), (2, {"xla_cpu_no_such_option": 1}), (1, None)])
+def test_convolutions_are_eigens_on_several_cores(monkeypatch, cores, options):
+    """An XLA that does not know the option compiles as it likes."""
+    monkeypatch.setattr("bsjax.engine.devices.num_cores", lambda: cores)
+    if options:
+        monkeypatch.setattr("bsjax.engine.devices.compiler_options", lambda device: options)
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    devices, image, kernel = jax.devices()[:1], np.ones((8, 16, 16, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
+    program = Program(convolve, devices)
+    result = program("shape", replicate(image, devices), replicate(kernel, devices))
+    assert result[0, 0, 8, 8, 0] == 72
+    assert (program.cost_of("shape").flops or 0) > 0
+    if cores > 1 and options is None:
+        assert "ynn" not in program._executables["shape"].as_text()
+
+
 def test_replicas():
     tree = {"a": np.arange(3), "b": np.float32(2)}
     stacked = replicate(tree, jax.devices()[:4])
