@@ -18,10 +18,11 @@ def main() -> None:
     results = figures.train(study, schedules, lambda: presets.controls(study.preset, study.config))
     curves = {label: figures.curve(group, "train_loss") for label, group in results.items()}
 
-    figure, panels = figures.draw_schedules(curves, "Training cross-entropy", log=True)
+    scale = figures.Scale("Training cross-entropy", log=True)
+    figure, panels = figures.draw_schedules(curves, scale)
     means = np.concatenate([one.spread(log=True)[0] for one in curves.values()])
     panels[0, 0].set(ylim=(means.min() / 2, means.max() * 2) if len(means) else None)
-    figures.caption(figure, study, log=True)
+    figures.caption(figure, study, scale)
     table = figures.print_results(results, study)
     figures.print_notes(study, table)
     rows = figures.curve_rows(curves, "train_loss", log=True)

@@ -18,14 +18,15 @@ def main() -> None:
     metric = figures.metric_of(results)
     curves = {label: figures.curve(group, f"test_{metric}") for label, group in results.items()}
 
-    figure, panels = figures.draw_schedules(curves, *figures.metric_axis(metric), figures.margin_of(study, metric))
+    scale = figures.scale_of(study, metric)
+    figure, panels = figures.draw_schedules(curves, scale)
     panels[0, 1].set_xscale("log")
-    figures.zoom(panels[0], curves, figures.metric_axis(metric)[1])
-    figures.caption(figure, study, metric)
+    figures.zoom(panels[0], curves, scale.factor)
+    figures.caption(figure, study, scale)
     table = figures.print_results(results, study)
     figures.print_notes(study, table)
     figures.print_published(study.preset.published)
-    rows = figures.curve_rows(curves, f"test_{metric}")
+    rows = figures.curve_rows(curves, f"test_{metric}", resolution=scale.resolution)
     figures.save(figure, study.workdir, "figure5", rows, table, jobs=figures.jobs_of(study))
 
 

@@ -35,12 +35,13 @@ class Curve(NamedTuple):
         mean, std = self.spread(log)
         return (mean, mean / std, mean * std) if log else (mean, mean - std, mean + std)
 
-    def difference(self, original: "Curve", log: bool = False) -> np.ndarray | None:
+    def difference(self, original: "Curve", log: bool = False, resolution: float = 0.0) -> np.ndarray | None:
         """The difference to another schedule at the same epochs, paired by seed, with its 95 % interval.
 
         Args:
           original: the other schedule, with the same seeds.
           log: the ratio instead, whose interval is that of the difference of logarithms.
+          resolution: the step between neighbouring values of the metric; 0, none.
 
         Returns:
           [3, num_points]: estimate, low, high; None if the two are not of the same length or not evaluated together.
@@ -51,13 +52,15 @@ class Curve(NamedTuple):
         if np.abs(self.epoch - original.epoch).max() > spacing / 2:
             return None
         values, baseline = (np.log(np.maximum(one.values, _TINY)) if log else one.values for one in (self, original))
-        found = np.array([paired_difference(*pair) for pair in zip(values.T, baseline.T, strict=True)]).T
+        found = np.array(
+            [paired_difference(*pair, resolution=resolution) for pair in zip(values.T, baseline.T, strict=True)]
+        ).T
         return np.exp(found) if log else found
 
-    def final_difference(self, original: "Curve", log: bool = False) -> np.ndarray:
+    def final_difference(self, original: "Curve", log: bool = False, resolution: float = 0.0) -> np.ndarray:
         """As `difference` at the end of each, which may be at different epochs: [3]."""
         ends = [Curve(np.ones(1), np.ones(1), one.values[:, -1:]) for one in (self, original)]
-        found = ends[0].difference(ends[1], log)
+        found = ends[0].difference(ends[1], log, resolution)
         assert found is not None
         return found[:, 0]
 
@@ -78,7 +81,9 @@ def lines_with(metric: str, results: Sequence[runs.Result]) -> list[list[dict[st
     return [[line for line in lines if line.get(metric) is not None] for lines in completed]
 
 
-def curve_rows(curves: dict[str, Curve], metric: str, log: bool = False, **extra: Any) -> list[dict[str, Any]]:
+def curve_rows(
+    curves: dict[str, Curve], metric: str, log: bool = False, resolution: float = 0.0, **extra: Any
+) -> list[dict[str, Any]]:
     """The points of curves as rows of a CSV file, with the differences to the first one, or with their ratios."""
     mean_and_std = [f"{metric}_{'geometric_' * log}{name}" for name in ("mean", "std")]
     differences = [f"{'ratio' if log else 'difference'}{end}" for end in ("", "_low", "_high")]
@@ -86,7 +91,7 @@ def curve_rows(curves: dict[str, Curve], metric: str, log: bool = False, **extra
     original, rows = next(iter(curves.values())), []
     for label, one in curves.items():
         mean, std = one.spread(log)
-        found = None if one is original else one.difference(original, log)
+        found = None if one is original else one.difference(original, log, resolution)
         texts = [[""] * 3] * len(mean) if found is None else [[f"{x:.4g}" for x in point] for point in found.T]
         for epoch, update, *spread, end in zip(one.epoch, one.update, mean, std, texts, strict=True):
             values = (epoch, int(update), spread[0], f"{spread[1]:.3g}", *end)

@@ -5,7 +5,7 @@ import io
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +28,7 @@ from experiments.harness.tables import (
     print_published,
     print_results,
     print_table,
+    resolution_of,
 )
 
 __all__ = [  # what the scripts use, wherever it is
@@ -45,6 +46,7 @@ __all__ = [  # what the scripts use, wherever it is
     "print_published",
     "print_results",
     "print_table",
+    "resolution_of",
 ]
 
 # Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
@@ -149,87 +151,96 @@ def train(
     return found
 
 
-def plot_curves(
-    axes: Any, curves: dict[str, Curve], clock: str, ylabel: str = "", scale: float = 1.0, log: bool = False
-) -> None:
-    """Draws curves against "epoch" or "update", with a band of one standard deviation around those of no control.
+class Scale(NamedTuple):
+    """How a metric is drawn and compared."""
 
-    On a logarithmic axis, mean and deviation are geometric, so that no band reaches zero.
-    """
+    label: str
+    factor: float = 1.0  # of what is drawn
+    margin: float | None = None  # the largest difference that does not matter
+    resolution: float = 0.0  # the step between neighbouring values
+    log: bool = False  # then spreads are geometric, and ratios are drawn instead of differences
+
+    @property
+    def to_original(self) -> str:
+        """The label of differences."""
+        return (
+            "Ratio to the original" if self.log else "Difference to the original" + " (points)" * (self.factor == 100)
+        )
+
+
+def scale_of(study: Study, metric: str) -> Scale:
+    """How a test metric of a study is drawn and compared."""
+    return Scale(*metric_axis(metric), margin_of(study, metric), resolution_of(study, metric))
+
+
+def plot_curves(axes: Any, curves: dict[str, Curve], clock: str, scale: Scale) -> None:
+    """Draws curves against "epoch" or "update", with a band of one standard deviation around those of no control."""
     for label, one in curves.items():
-        mean, low, high = (scale * values for values in one.band(log))
+        mean, low, high = (scale.factor * values for values in one.band(scale.log))
         x, look = getattr(one, clock), style_of(label)
         axes.plot(x, mean, **look, label=label)
         if not is_control(label):
             axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    axes.set(xlabel=_CLOCKS[clock], ylabel=ylabel)
-    if log:
+    axes.set(xlabel=_CLOCKS[clock], ylabel=scale.label)
+    if scale.log:
         axes.set_yscale("log")
 
 
-def plot_differences(
-    axes: Any, curves: dict[str, Curve], scale: float = 1.0, margin: float | None = None, log: bool = False
-) -> None:
+def plot_differences(axes: Any, curves: dict[str, Curve], scale: Scale) -> None:
     """Draws each schedule's difference to the first one against epochs, paired by seed, with its 95 % interval.
 
-    Args:
-      axes: the panel.
-      curves: of each schedule. One that has not been evaluated at the epochs of the first is left out.
-      scale: factor of the values.
-      margin: half the height of the shaded stripe, before scaling.
-      log: draw ratios instead of differences.
+    A schedule that has not been evaluated at the epochs of the first one, because it is shorter, is left out.
     """
     (_, original), *others = curves.items()
-    late = [scale * 1.5 * (margin or 0.0)]
+    reach = 1.5 * (scale.margin or 0.0) * scale.factor
     for label, one in others:
-        if (found := one.difference(original, log)) is None:
+        if (found := one.difference(original, scale.log, scale.resolution)) is None:
             continue
-        (estimate, low, high), look = scale * found, style_of(label)
+        (estimate, low, high), look = scale.factor * found, style_of(label)
         axes.plot(one.epoch, estimate, **look)
         if not is_control(label) and np.isfinite(low).all():
             axes.fill_between(one.epoch, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        end = np.abs(np.log(estimate) if log else estimate)[len(estimate) // 3 :]
-        late.append(float(np.nanquantile(end, 0.95)) if np.isfinite(end).any() else 0.0)
-    _stripe(axes.axhspan, axes.axhline, scale, margin, log)
-    reach = 1.2 * max(late) or 0.01 * scale
-    axes.set(xlabel=_CLOCKS["epoch"], ylabel=_to_original(scale, log).replace(" to the ", "\nto the "))
-    axes.set_ylim(*np.exp([-reach, reach]) if log else (-reach, reach))
+        late = np.abs(np.log(estimate) if scale.log else estimate)[len(estimate) // 3 :]
+        reach = max(reach, 1.2 * np.quantile(late, 0.95)) if np.isfinite(late).all() else reach
+    _draw_margin(axes.axhspan, axes.axhline, scale)
+    axes.set(xlabel=_CLOCKS["epoch"], ylabel=scale.to_original.replace(" to the ", "\nto the "))
+    reach = reach or 0.01 * scale.factor
+    if scale.log:
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis, reach)
+    axes.set_ylim(*np.exp([-reach, reach]) if scale.log else (-reach, reach))
 
 
-def plot_final_differences(
-    axes: Any, curves: dict[str, Curve], scale: float = 1.0, margin: float | None = None, log: bool = False
-) -> None:
-    """Draws each schedule's difference to the first one at the end, a line per schedule; else as `plot_differences`."""
-    (_, original), *others = ((label, one) for label, one in curves.items() if len(one.update))
+def plot_final_differences(axes: Any, curves: dict[str, Curve], scale: Scale) -> None:
+    """Draws each schedule's difference to the first one at the end, with its 95 % interval, a line per schedule."""
+    (_, original), *others = curves.items()
+    others = [(label, one) for label, one in others if len(one.update) and len(original.update)]
     for y, (label, one) in enumerate(others):
-        estimate, low, high = scale * one.final_difference(original, log)
+        estimate, low, high = scale.factor * one.final_difference(original, scale.log, scale.resolution)
         error = [[estimate - low], [high - estimate]] if np.isfinite([low, high]).all() else None
         color = style_of(label)["color"]
         axes.errorbar(estimate, y, xerr=error, color=color, marker=marker_of(label), markersize=5, linewidth=1.3)
-        axes.text(0.01, y - 0.28, label, transform=axes.get_yaxis_transform(), fontsize=6.5, color=color, va="center")
-    _stripe(axes.axvspan, axes.axvline, scale, margin, log)
-    axes.set(yticks=[], ylim=(len(others) - 0.5, -0.7), xlabel=f"{_to_original(scale, log)}, at the end")
-    if log:
+        axes.text(0.01, y - 0.36, label, transform=axes.get_yaxis_transform(), fontsize=6.5, color=color, va="center")
+    _draw_margin(axes.axvspan, axes.axvline, scale)
+    axes.set(yticks=[], ylim=(len(others) - 0.5, -0.8), xlabel=f"{scale.to_original}, at the end")
+    if scale.log:
         axes.set_xscale("log")
-        plain_ticks(axes.xaxis)
+        plain_ticks(axes.xaxis, np.log(axes.get_xlim()[1]))
 
 
-def _stripe(span: Callable, line: Callable, scale: float, margin: float | None, log: bool) -> None:
-    """The margin, shaded, and the line of no difference."""
-    line(1.0 if log else 0.0, color="black", linewidth=0.8, zorder=1)
-    if margin is not None and not log:
-        span(-scale * margin, scale * margin, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
+def _draw_margin(span: Callable, line: Callable, scale: Scale) -> None:
+    """The line of no difference, and the margin as a stripe."""
+    line(1.0 if scale.log else 0.0, color="black", linewidth=0.8, zorder=1)
+    if scale.margin is not None:
+        half = scale.factor * scale.margin
+        span(-half, half, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
 
 
-def _to_original(scale: float, log: bool) -> str:
-    return "Ratio to the original" if log else "Difference to the original" + " (points)" * (scale == 100)
-
-
-def plain_ticks(axis: Any) -> None:
-    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+def plain_ticks(axis: Any, reach: float = np.inf) -> None:
+    """Ticks of a logarithmic axis as plain numbers, evenly spaced where it does not reach further than a factor e."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if reach > 1 else ticker.MaxNLocator(5))
     axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.10g}"))
-    axis.set_minor_formatter("")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def compare_optimizers(name: str, optimizers: Callable[[presets.Preset, Config], dict[str, Config]]) -> None:
@@ -239,84 +250,87 @@ def compare_optimizers(name: str, optimizers: Callable[[presets.Preset, Config],
     schedules = presets.by_optimizer(study.preset, bases)
     results = train(study, schedules, lambda: presets.constant_by_optimizer(bases))
     metric = metric_of(results)
-    (label, scale), margin = metric_axis(metric), margin_of(study, metric)
+    scale = scale_of(study, metric)
     figure, panels = plt.subplots(3, len(bases), figsize=(8, 7.5), layout="constrained", height_ratios=(3, 3, 2))
     rows, table = [], []
     for (epochs, updates, differences), optimizer in zip(panels.T, bases, strict=True):
         group = {schedule: runs for (its_optimizer, schedule), runs in results.items() if its_optimizer == optimizer}
         curves = {schedule: curve(runs, f"test_{metric}") for schedule, runs in group.items()}
         epochs.set_title(optimizer)
-        plot_curves(epochs, curves, "epoch", label, scale)
-        plot_curves(updates, curves, "update", label, scale)
-        plot_differences(differences, curves, scale, margin)
-        zoom([epochs, updates], curves, scale)
+        plot_curves(epochs, curves, "epoch", scale)
+        plot_curves(updates, curves, "update", scale)
+        plot_differences(differences, curves, scale)
+        zoom([epochs, updates], curves, scale.factor)
         print(f"\n{optimizer}", end="")
         table += print_results(group, study, optimizer=optimizer)
-        rows += curve_rows(curves, f"test_{metric}", optimizer=optimizer)
+        rows += curve_rows(curves, f"test_{metric}", resolution=scale.resolution, optimizer=optimizer)
     print_notes(study, table)
-    legend_above(figure, panels[0, 0], columns=2)
-    caption(figure, study, metric)
+    schedule_legend(figure, panels[0, 0])
+    caption(figure, study, scale)
     save(figure, study.workdir, name, rows, table, jobs=jobs_of(study))
 
 
-def draw_schedules(
-    curves: dict[str, Curve], ylabel: str, scale: float = 1.0, margin: float | None = None, log: bool = False
-) -> tuple[Any, Any]:
-    """Curves against epochs and against updates; below, the differences along training and at the end.
+def draw_schedules(curves: dict[str, Curve], scale: Scale) -> tuple[Any, Any]:
+    """The figure of some schedules, and its panels [2, 2].
 
-    Args:
-      curves: of each schedule, the first one the original.
-      ylabel: of the upper panels.
-      scale: factor of the values.
-      margin: the largest difference that does not matter, before scaling.
-      log: logarithmic values, and ratios instead of differences.
-
-    Returns:
-      The figure and its [2, 2] panels.
+    Above are the curves against epochs and against updates; below, the differences along training and at the end.
     """
-    figure, panels = plt.subplots(2, 2, figsize=(8, 5.8), layout="constrained", height_ratios=(3, 2))
-    plot_curves(panels[0, 0], curves, "epoch", ylabel, scale, log)
-    plot_curves(panels[0, 1], curves, "update", "", scale, log)
+    figure, panels = plt.subplots(2, 2, figsize=(8, 6.2), layout="constrained", height_ratios=(3, 2))
+    plot_curves(panels[0, 0], curves, "epoch", scale)
+    plot_curves(panels[0, 1], curves, "update", scale)
     panels[0, 1].sharey(panels[0, 0])
+    panels[0, 1].set_ylabel("")
     panels[1, 0].sharex(panels[0, 0])
-    plot_differences(panels[1, 0], curves, scale, margin, log)
-    plot_final_differences(panels[1, 1], curves, scale, margin, log)
-    legend_above(figure, panels[0, 0], columns=2)
+    plot_differences(panels[1, 0], curves, scale)
+    plot_final_differences(panels[1, 1], curves, scale)
+    schedule_legend(figure, panels[0, 0])
     return figure, panels
 
 
-def zoom(panels: Iterable[Any], curves: dict[str, Curve], scale: float = 1.0) -> None:
+def zoom(panels: Iterable[Any], curves: dict[str, Curve], factor: float = 1.0) -> None:
     """Limits panels to the height at which curves are after a tenth of training, and logarithmic x to where they are.
 
-    The lower limit lets in all but the worst seventh of each curve, so that what a decay changes stays in view.
+    All but the worst seventh of each curve is in view, and so is what the first decay changes.
     """
     some = {label: one for label, one in curves.items() if len(one.update)}
     if not some:
         return
-    means = {label: scale * one.spread()[0] for label, one in some.items()}
+    means = {label: factor * one.spread()[0] for label, one in some.items()}
+    tops = [factor * one.band()[0 if is_control(label) else 2] for label, one in some.items()]
     low = min(float(np.quantile(mean[len(mean) // 10 :], 0.15)) for mean in means.values())
-    tops = [scale * one.band()[0 if is_control(label) else 2] for label, one in some.items()]
     high = max(float(top[len(top) // 10 :].max()) for top in tops)
-    space = max(0.06 * (high - low), 0.002 * scale)
-    left = min(float(one.update[means[label] >= low - space][0]) for label, one in some.items())
+    space = max(0.05 * (high - low), 0.001 * factor)
+    low -= 4 * space
+    left = min(float(one.update[means[label] >= low][0]) for label, one in some.items())
     for panel in panels:
-        panel.set_ylim(low - space, min(high + space, scale) if scale == 100 else high + space)
+        panel.set_ylim(low, min(high + space, factor) if factor == 100 else high + space)
         if panel.get_xscale() == "log":
             panel.set_xlim(left=left / 1.1)
 
 
-def caption(figure: Any, study: Study, metric: str = "", log: bool = False, note: str = "") -> None:
+def caption(figure: Any, study: Study, scale: Scale, note: str = "") -> None:
     """Says below a figure what its bands and stripes are, or that and a note instead of the bands."""
-    seeds, margin = len(study.seeds), margin_of(study, metric)
-    kind, change = ("geometric standard deviation", "ratio") if log else ("standard deviation", "difference")
-    note = note or f"Band: ± {kind}; of a {change}, its 95 % interval, paired by seed."
-    texts = [f"{note} {seeds} seeds." if seeds > 1 else "One seed."]
-    if margin is not None:
-        texts.append(f"Stripe: the margin, ±{100 * margin:g} points.")
-    test_size = study.preset.test_size
-    if metric == "accuracy" and test_size and test_size < 1000 and study.config.data == study.preset.config.data:
-        texts.append(f"One test image is {100 / test_size:.2f} points.")
+    seeds = len(study.seeds)
+    kind, change = ("geometric standard deviation", "ratio") if scale.log else ("standard deviation", "difference")
+    bands = f"Band: ± {kind} over seeds; of a {change}, its 95 % interval, paired by seed."
+    texts = [f"{seeds} seeds. {note or bands}" if seeds > 1 else "One seed."]
+    if scale.margin is not None and not note:
+        texts.append(f"Stripe: the margin, ±{100 * scale.margin:.1f} points.")
+    if scale.resolution > 0.001:
+        texts.append(f"One test image is {100 * scale.resolution:.2f} points.")
     figure.supxlabel(" ".join(texts), fontsize=7, color=_GREY)
+
+
+def schedule_legend(figure: Any, axes: Any) -> None:
+    """A legend above all panels, with the controls in a column of their own."""
+    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    columns = [[label for label in found if is_control(label) == control] for control in (False, True)]
+    columns = [column for column in columns if column]
+    blank = plt.Line2D([], [], linestyle="none")
+    rows = max(map(len, columns))
+    labels = [label for column in columns for label in [*column, *[""] * (rows - len(column))]]
+    handles = [found.get(label, blank) for label in labels]
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(columns), handlelength=3.2)
 
 
 def legend_above(figure: Any, axes: Any, columns: int) -> None:

@@ -18,7 +18,7 @@ class Preset:
       config: the recipe.
       dataset_size: N, so that plans need no data.
       margins: of each metric, the largest difference that does not matter; named before the runs.
-      test_size: of a small test set, on which an accuracy can be seen to take steps.
+      test_size: of the test set; an accuracy takes steps of its inverse.
       hybrid_max_batch_size: cap of the *hybrid* schedule of Section 5.1.
       max_batch_size: cap of Section 5.2's schedules.
       growing_max_batch_size: cap of Section 5.1's *increasing batch size*; None in the paper.
@@ -35,7 +35,7 @@ class Preset:
     hybrid_max_batch_size: int
     max_batch_size: int
     margins: dict[str, float] = dataclasses.field(default_factory=dict)
-    test_size: int | None = None
+    test_size: int = 10_000
     growing_max_batch_size: int | None = None
     sgd_learning_rate: float = 0.1
     scale_learning_rate: float = 5.0

@@ -39,6 +39,13 @@ def margin_of(study: Study | None, metric: str) -> float | None:
     return study.preset.margins.get(metric)
 
 
+def resolution_of(study: Study | None, metric: str) -> float:
+    """The step between neighbouring values of a metric, if it is known; else 0."""
+    if study is None or metric != "accuracy" or study.config.data != study.preset.config.data:
+        return 0.0
+    return 1 / study.preset.test_size
+
+
 def mean_examples(results: Sequence[runs.Result]) -> float:
     """The mean number of examples of a run, with those of a controller's branches."""
     group = [result.summary for result in results if result.summary["completed"]] or [r.summary for r in results]
@@ -66,7 +73,8 @@ def print_results(
     for label, group in results.items():
         compared, cells = _NOT_COMPARED, {"difference": "", "verdict": ""}
         if group is not original:
-            compared, cells = _compared(metric, finals(group, name), finals(original, name), margin)
+            values, resolution = [finals(one, name) for one in (group, original)], resolution_of(study, metric)
+            compared, cells = _compared(metric, *values, margin, resolution)
         row = {"schedule": label, **_row(metric, group), **compared}
         rows.append({**extra, **row})
         printed.append(_cells(metric, row) | cells | {"s/run": row["run_time_s"]})
@@ -91,7 +99,7 @@ def print_notes(study: Study, rows: Sequence[dict[str, Any]]) -> None:
             print(f"{row['diverged']} of {len(study.seeds)} seeds diverged and are left out: {name}.")
     print("The difference to the first row is paired by seed; in brackets, its 95 % interval.")
     if margins := [row["margin"] for row in rows if row["margin"] != ""]:
-        margin = f"{100 * margins[0]:g} points" if "test_accuracy_mean" in rows[0] else f"{margins[0]:g}"
+        margin = f"{100 * margins[0]:.1f} points" if "test_accuracy_mean" in rows[0] else f"{margins[0]:g}"
         print(f"Verdict: equal, where the interval lies within ±{margin}, the preset's margin; else different,")
         print("where it excludes 0; else undecided, because there are too few seeds.")
     shared = f"{jobs_of(study)} runs shared the machine" if jobs_of(study) > 1 else "one run at a time"
@@ -138,12 +146,12 @@ def _row(metric: str, group: Sequence[runs.Result]) -> dict[str, Any]:
 
 
 def _compared(
-    metric: str, values: np.ndarray, original: np.ndarray, margin: float | None
+    metric: str, values: np.ndarray, original: np.ndarray, margin: float | None, resolution: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The difference to the first schedule and its verdict: columns of the CSV file and of the printed table."""
-    difference, verdict = paired_difference(values, original), ""
+    difference, verdict = paired_difference(values, original, resolution=resolution), ""
     if margin is not None:
-        verdict = compare(values, original, margin).verdict
+        verdict = compare(values, original, margin, resolution=resolution).verdict
     row = dict(zip(_NOT_COMPARED, (*difference, verdict, "" if margin is None else margin), strict=True))
     scale, digits = _unit(metric)
     estimate, low, high = (f"{scale * x:.{digits}f}" for x in difference)

@@ -78,6 +78,26 @@ def test_a_real_but_negligible_difference_is_equal():
     assert low > 0 and verdict == "equal"
 
 
+def test_two_seeds_that_coincide_on_a_coarse_metric_prove_nothing_but_five_do():
+    values, step = np.full(5, 0.975), 1 / 360
+    assert compare(values[:2], values[:2], margin=0.01).verdict == "equal"
+    assert compare(values[:2], values[:2], 0.01, resolution=step).verdict == "undecided"
+    assert compare(values, values, 0.01, resolution=step).verdict == "equal"
+
+
+def test_the_resolution_is_the_spread_that_rounding_makes_and_no_more():
+    random, step = np.random.RandomState(3), 0.25
+    exact = random.uniform(0, 100, (2, 100_000))
+    rounded = step * np.round(exact / step)
+    errors = (rounded - exact)[0], (rounded - exact)[0] - (rounded - exact)[1]
+    for found, error in zip((mean_interval, paired_difference), errors, strict=True):
+        same = [np.zeros(4)] * (2 if found is paired_difference else 1)
+        half = stats.t.ppf(0.975, 3) * error.std() / math.sqrt(4)
+        assert found(*same, resolution=step).high == pytest.approx(half, rel=0.01)
+        apart = [np.array([0.0, 5.0, -3.0, 8.0]), *same[1:]]
+        assert found(*apart, resolution=step) == found(*apart)
+
+
 def test_pairs_with_a_diverged_run_are_left_out():
     values, baseline = [0.5, math.nan, 0.7, 0.9, math.inf, 0.8], [0.4, 0.1, 0.5, math.nan, math.inf, 0.8]
     assert paired_difference(values, baseline) == paired_difference([0.5, 0.7, 0.8], [0.4, 0.5, 0.8])
