@@ -49,7 +49,7 @@ def draw(results: dict[Any, list[runs.Result]], scale: figures.Scale) -> Any:
     spread = 2 * max(float(np.nanstd(values)) for values in finals.values())
     means = np.array([one.estimate for one in found.values()])
     if np.isfinite(means).all():  # few seeds have intervals that are larger than the picture
-        left.set_ylim(max(means.min() - spread, low.min()), min(means.max() + spread, high.max()))
+        left.set_ylim(means.min() - spread, min(means.max() + spread, 100 if scale.factor == 100 else np.inf))
     figures.schedule_legend(figure, left)
     return figure
 

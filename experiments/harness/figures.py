@@ -3,6 +3,7 @@
 import datetime
 import io
 import pathlib
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -122,9 +123,10 @@ def marker_of(label: str) -> str:
 
 
 def _look(label: str) -> tuple[str, Any, float, str]:
+    if label in _LOOKS:
+        return _LOOKS[label]
     number = zlib.crc32(label.encode())  # the same in every process, unlike hash()
-    color, dashes, marker = (kind[number % len(kind)] for kind in (_MORE_COLORS, DASHES, MARKERS))
-    return _LOOKS.get(label, (color, dashes, 1.4, marker))
+    return _MORE_COLORS[number % 5], DASHES[number // 5 % 6], 1.4, MARKERS[number // 30 % 6]
 
 
 def is_control(label: str) -> bool:
@@ -233,7 +235,7 @@ def _draw_margin(span: Callable, line: Callable, scale: Scale) -> None:
     line(1.0 if scale.log else 0.0, color="black", linewidth=0.8, zorder=1)
     if scale.margin is not None:
         half = scale.factor * scale.margin
-        span(-half, half, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
+        span(-half, half, facecolor="#F0E44250", edgecolor="#A89A00", linestyle=":", linewidth=0.8, zorder=0)
 
 
 def plain_ticks(axis: Any, reach: float = np.inf) -> None:
@@ -318,19 +320,17 @@ def caption(figure: Any, study: Study, scale: Scale, note: str = "") -> None:
         texts.append(f"Stripe: the margin, ±{100 * scale.margin:.1f} points.")
     if scale.resolution > 0.001:
         texts.append(f"One test image is {100 * scale.resolution:.2f} points.")
-    figure.supxlabel(" ".join(texts), fontsize=7, color=_GREY)
+    figure.supxlabel(textwrap.fill(" ".join(texts), 130), fontsize=7, color=_GREY)
 
 
 def schedule_legend(figure: Any, axes: Any) -> None:
-    """A legend above all panels, with the controls in a column of their own."""
-    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = [[label for label in found if is_control(label) == control] for control in (False, True)]
-    columns = [column for column in columns if column]
-    blank = plt.Line2D([], [], linestyle="none")
-    rows = max(map(len, columns))
-    labels = [label for column in columns for label in [*column, *[""] * (rows - len(column))]]
-    handles = [found.get(label, blank) for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(columns), handlelength=3.2)
+    """A legend above all panels, with several controls in a column of their own."""
+    handles, labels = axes.get_legend_handles_labels()
+    if (controls := sum(map(is_control, labels))) > 1:
+        blanks = max(2 * controls - len(labels), 0)  # below the schedules
+        handles[len(labels) - controls : len(labels) - controls] = [plt.Line2D([], [], linestyle="none")] * blanks
+        labels[len(labels) - controls : len(labels) - controls] = [""] * blanks
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, handlelength=3.2)
 
 
 def legend_above(figure: Any, axes: Any, columns: int) -> None:

@@ -73,8 +73,8 @@ def print_results(
     for label, group in results.items():
         compared, cells = _NOT_COMPARED, {"difference": "", "verdict": ""}
         if group is not original:
-            values, resolution = [finals(one, name) for one in (group, original)], resolution_of(study, metric)
-            compared, cells = _compared(metric, *values, margin, resolution)
+            pair = finals(group, name), finals(original, name)
+            compared, cells = _compared(metric, pair, margin, resolution_of(study, metric))
         row = {"schedule": label, **_row(metric, group), **compared}
         rows.append({**extra, **row})
         printed.append(_cells(metric, row) | cells | {"s/run": row["run_time_s"]})
@@ -146,12 +146,12 @@ def _row(metric: str, group: Sequence[runs.Result]) -> dict[str, Any]:
 
 
 def _compared(
-    metric: str, values: np.ndarray, original: np.ndarray, margin: float | None, resolution: float
+    metric: str, pair: tuple[np.ndarray, np.ndarray], margin: float | None, resolution: float
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The difference to the first schedule and its verdict: columns of the CSV file and of the printed table."""
-    difference, verdict = paired_difference(values, original, resolution=resolution), ""
+    difference, verdict = paired_difference(*pair, resolution=resolution), ""
     if margin is not None:
-        verdict = compare(values, original, margin, resolution=resolution).verdict
+        verdict = compare(*pair, margin, resolution=resolution).verdict
     row = dict(zip(_NOT_COMPARED, (*difference, verdict, "" if margin is None else margin), strict=True))
     scale, digits = _unit(metric)
     estimate, low, high = (f"{scale * x:.{digits}f}" for x in difference)
