@@ -216,8 +216,8 @@ def test_the_other_figures_end_to_end(call, read_csv, tmp_path):
     """In one folder, so that they share runs; figure 3 is made like figure 4."""
     groups = {}
     for figure, controls in (("figure2", False), ("figure4", False), ("figure8", True)):
-        flags = ["--num_epochs=1", "--lr_decay_epochs=0.4,0.8", "--model=mlp", "--seeds=1", "--jobs=1"]
-        result = call(figure, *flags, f"--controls={controls}", f"--workdir={tmp_path}")
+        flags = ["--num_epochs=1", "--lr_decay_epochs=0.4,0.8", "--seeds=1", "--jobs=1"]
+        result = call(figure, *_SMALL, *flags, f"--controls={controls}", f"--workdir={tmp_path}")
         assert result.returncode == 0, result.stderr
         assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
         keys = ("optimizer", "schedule", "learning_rate")
