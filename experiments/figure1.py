@@ -19,7 +19,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     rows = []
     names = ("schedule", "epoch", "update", "learning_rate", "batch_size")
-    for i, (label, plan) in enumerate(plans.items()):
+    for label, plan in plans.items():
         changes = np.diff(plan.learning_rates, prepend=np.nan) != 0
         changes |= np.diff(plan.batch_sizes, prepend=0) != 0
         starts = np.flatnonzero(changes)
@@ -27,7 +27,7 @@ def main() -> None:
         rates, sizes = plan.learning_rates[starts], plan.batch_sizes[starts]
         end = plan.num_examples / plan.dataset_size
         for panel, values in zip(axes, (rates, sizes), strict=True):
-            panel.stairs(values, [*epochs, end], baseline=None, **figures.line_style(i), label=label)
+            panel.stairs(values, [*epochs, end], baseline=None, **figures.style_of(label), label=label)
         columns = zip(epochs, starts, rates, sizes, strict=True)
         rows += [dict(zip(names, (label, *values), strict=True)) for values in columns]
         print(f"{label}\n{plan}\n")

@@ -5,8 +5,9 @@
     python -m experiments.paper_runs --preset=cifar10 --workdir=runs/cifar10 --rehearse
 
 The first command lists them. The second trains the next ones, the most important first, and stops in time. The third
-runs the first update of every phase of every schedule, and prints its speed. `--figures=5,2` selects these figures. The
-figures find the runs in the same --workdir: `python -m experiments.figure5 --preset=cifar10 --workdir=runs/cifar10`.
+runs the first update of every phase of every schedule, and prints its speed. `--figures=5,2` selects these figures, and
+`--nocontrols` leaves out what they are compared with. The figures find the runs in the same --workdir:
+`python -m experiments.figure5 --preset=cifar10 --workdir=runs/cifar10`.
 This script needs a prepared data set, jax, flax, optax, orbax-checkpoint and absl-py only, so that any accelerator that
 is free for ten minutes is enough.
 """
@@ -24,27 +25,35 @@ from experiments.harness import build, cli, presets, runs, studies
 from experiments.harness.config import Config
 
 
-def paper_runs(study: studies.Study, names: Sequence[str] | None = None) -> dict[Config, list[str]]:
+def paper_runs(
+    study: studies.Study, names: Sequence[str] | None = None, with_controls: bool = True
+) -> dict[Config, list[str]]:
     """The runs, the most important first, and the figures that show them.
 
-    Figure 5 comes first with all seeds, then the others seed by seed. A run of several figures occurs once.
+    Figure 5 comes first with all seeds, then the others seed by seed, and then the controls in the same order. A run of
+    several figures occurs once.
 
     Args:
       study: preset, flags and seeds.
       names: of the figures, such as "figure5"; default, all.
+      with_controls: whether the figures' controls are among them.
 
     Raises:
       InvalidArgument: there is no such figure.
     """
-    figures = presets.figures(study.preset, study.config)
-    if names is not None:
-        figures = {check_choice("figures", name, figures): figures[name] for name in names}
-    order = [("figure5", seed) for seed in study.seeds if "figure5" in figures]
-    order += [(figure, seed) for seed in study.seeds for figure in figures if figure != "figure5"]
+    parts = [presets.figures(study.preset, study.config)]
+    if with_controls:
+        parts.append(presets.figure_controls(study.preset, study.config))
+    names = list(parts[0]) if names is None else [check_choice("figures", name, parts[0]) for name in names]
     found: dict[Config, list[str]] = {}
-    for figure, seed in order:
-        for config in figures[figure]:
-            found.setdefault(config.replace(seed=seed), []).append(figure)
+    for part in parts:
+        order = [("figure5", seed) for seed in study.seeds if "figure5" in names]
+        order += [(figure, seed) for seed in study.seeds for figure in part if figure in names and figure != "figure5"]
+        for figure, seed in order:
+            for config in part[figure]:
+                figures = found.setdefault(config.replace(seed=seed), [])
+                if figure not in figures:
+                    figures.append(figure)
     return found
 
 
@@ -98,7 +107,8 @@ def main() -> None:
     """Lists, rehearses, or trains."""
     study = studies.study_from_flags()
     names = flags.FLAGS.figures
-    todo = paper_runs(study, names and [name if name.startswith("figure") else f"figure{name}" for name in names])
+    names = names and [name if name.startswith("figure") else f"figure{name}" for name in names]
+    todo = paper_runs(study, names, flags.FLAGS.controls)
     if flags.FLAGS.list:
         print_list(study, todo)
     elif flags.FLAGS.rehearse:
@@ -111,6 +121,7 @@ def main() -> None:
 if __name__ == "__main__":
     studies.define_flags(preset="cifar10")
     flags.DEFINE_list("figures", None, "Only the runs of these figures, such as 5,2; default, of all.")
+    flags.DEFINE_bool("controls", True, "Also the runs that the figures are compared with, after all others.")
     flags.DEFINE_bool("list", False, "Only list the runs: done, part or missing.")
     flags.DEFINE_bool("rehearse", False, "Only try the first update of every phase of every schedule.")
     flags.DEFINE_alias("seconds", "stop_after_s")

@@ -13,9 +13,11 @@ that it shows, by patterns of FOLDER/NAME, and has their tables between two mark
 import csv
 import fnmatch
 import json
+import math
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -52,6 +54,7 @@ def tables(results: pathlib.Path, patterns: list[str]) -> str:
         parts.append(
             f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})\n\n"
             + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows))
+            + "".join(f"\n{note}\n" for note in _notes(rows, about))
         )
     return "\n".join(parts)
 
@@ -62,10 +65,16 @@ def _cells(rows: list[dict[str, str]]) -> list[list[str]]:
         "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
         "updates": lambda row: f"{int(row['updates']):,}",
         "test accuracy": _accuracy,
+        "difference": lambda row: _difference(row) if row["difference"] else "",
+        "verdict": lambda row: row["verdict"],
         "seeds": lambda row: row["seeds"] + (f", {row['diverged']} diverged" if int(row["diverged"]) else ""),
-        "time per run": lambda row: f"{row['wall_time_s']} s",
+        "time per run": lambda row: f"{row.get('run_time_s') or row['wall_time_s']} s",
         "images/s": lambda row: f"{int(row['examples_per_second']):,}",
     }
+    if not any(row.get("difference") for row in rows):  # of one schedule, or older than the column
+        del columns["difference"]
+    if not any(row.get("verdict") for row in rows):
+        del columns["verdict"]
     examples = [int(row.get("examples", 0)) for row in rows]
     if max(examples) > 1.05 * min(examples):
         columns["examples"] = lambda row: f"{int(row['examples']):,}"
@@ -80,6 +89,32 @@ def _accuracy(row: dict[str, str]) -> str:
     if int(row["seeds"]) > 1:
         accuracy += f" ± {100 * float(row['test_accuracy_std']):.2f}"
     return f"{accuracy} %"
+
+
+def _difference(row: dict[str, str]) -> str:
+    """In points, with its interval unless there is one seed only; empty where all diverged."""
+    estimate, low, high = (100 * float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+    if math.isnan(estimate):
+        return ""
+    return f"{estimate:.2f}" + f" [{low:.2f}, {high:.2f}]" * math.isfinite(low)
+
+
+def _notes(rows: list[dict[str, str]], about: dict[str, Any]) -> list[str]:
+    """What the columns mean, below the table."""
+    notes = []
+    if any(row.get("difference") for row in rows):
+        text = "Difference: to the first row"
+        text += " of the same optimizer" if "optimizer" in rows[0] else ""
+        text += ", in points, paired by seed, with its 95 % interval."
+        if margin := next((row["margin"] for row in rows if row["margin"]), None):
+            text += f" Verdict: equal, where the interval lies within the margin of ±{100 * float(margin):.1f} points,"
+            text += " which the preset names; else different, where it excludes 0; else undecided."
+        notes.append(text)
+    if "run_time_s" in rows[0]:
+        jobs = about.get("jobs")
+        shared = f"; {jobs} runs shared the machine" if jobs and jobs > 1 else "; one run at a time" if jobs else ""
+        notes.append(f"Time per run: without the compilation that the run waited for{shared}.")
+    return [" ".join(notes)] if notes else []
 
 
 def main(argv: list[str]) -> None:

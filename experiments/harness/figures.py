@@ -1,24 +1,77 @@
-"""Shared by the figures: means over seeds, the tables, and the look of a picture."""
+"""Shared by the figures: the look of a schedule and of a picture, curves, differences, and the files of a figure."""
 
 import datetime
 import io
-import math
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from absl import flags
+from matplotlib import ticker
 
 from bsjax.run.metrics import write_json, write_whole
 from experiments.harness import presets, runs, studies
 from experiments.harness.config import Config
+from experiments.harness.curves import Curve, curve, curve_rows, lines_with
 from experiments.harness.studies import Study, write_csv
+from experiments.harness.tables import (
+    final,
+    finals,
+    jobs_of,
+    margin_of,
+    mean_examples,
+    metric_of,
+    print_notes,
+    print_published,
+    print_results,
+    print_table,
+    resolution_of,
+)
+
+__all__ = [  # what the scripts use, wherever it is
+    "Curve",
+    "curve",
+    "curve_rows",
+    "final",
+    "finals",
+    "jobs_of",
+    "lines_with",
+    "margin_of",
+    "mean_examples",
+    "metric_of",
+    "print_notes",
+    "print_published",
+    "print_results",
+    "print_table",
+    "resolution_of",
+]
 
 # Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Colour, dashes, width and marker of each schedule. Wider ones are drawn first, so that they stay visible where curves
+# coincide. Controls are grey.
+_LOOKS: dict[str, tuple[str, Any, float, str]] = {
+    presets.ORIGINAL: (COLORS[0], DASHES[0], 2.8, "o"),
+    "Decaying learning rate": (COLORS[0], DASHES[0], 2.8, "o"),
+    "Hybrid": (COLORS[4], DASHES[3], 2.1, "P"),
+    "Increasing batch size": (COLORS[1], DASHES[1], 1.7, "s"),
+    "Increased initial learning rate": (COLORS[2], DASHES[2], 1.5, "^"),
+    "Increased momentum coefficient": (COLORS[3], DASHES[3], 1.3, "D"),
+    presets.CONSTANT: ("#333333", (0, (8, 2)), 1.0, "x"),
+    "Control: as few updates, small batch": ("#555555", (0, (1, 1.5)), 1.0, "1"),
+    "Control: grown and decayed": ("#777777", (0, (4, 1, 1, 1)), 1.0, "2"),
+    "Control: grown twice too much": ("#999999", (0, (3, 3)), 1.0, "+"),
+}
+_MORE_COLORS = ("#56B4E9", "#8C564B", "#882255", "#999933", "#332288")
+_CLOCKS = {"epoch": "Epochs", "update": "Parameter updates"}
+_GREY = "#555555"
 
 plt.switch_backend("agg")  # files, on machines with and without a screen
 plt.rcParams.update(
@@ -37,43 +90,6 @@ plt.rcParams.update(
 )
 
 
-class Curve(NamedTuple):
-    """A metric along training, over seeds."""
-
-    epoch: np.ndarray
-    update: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray  # over seeds; of one seed, 0
-
-
-def curve(results: Sequence[runs.Result], metric: str) -> Curve:
-    """Mean and standard deviation over seeds of a metric's lines; diverged seeds are left out."""
-    lines = lines_with(metric, results)
-    if not lines:
-        return Curve(*(np.zeros(0) for _ in range(4)))
-    values = np.array([[line[metric] for line in run] for run in lines])
-    epoch, update = (np.array([line[clock] for line in lines[0]]) for clock in ("epoch", "update"))
-    return Curve(epoch, update, values.mean(axis=0), _std(values))
-
-
-def lines_with(metric: str, results: Sequence[runs.Result]) -> list[list[dict[str, Any]]]:
-    """The lines that have a metric, of each run that completed."""
-    completed = [result.metrics for result in results if result.summary["completed"]]
-    return [[line for line in lines if line.get(metric) is not None] for lines in completed]
-
-
-def final(results: Sequence[runs.Result], name: str) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of a value in the summaries; NaN where none completed."""
-    values = np.array([result.summary[name] for result in results if result.summary["completed"]])
-    return (float(values.mean()), float(_std(values))) if len(values) else (math.nan, math.nan)
-
-
-def metric_of(results: dict[Any, list[runs.Result]]) -> str:
-    """The name of the task's first metric, or "loss" if it has none or if no run has completed."""
-    summaries = [result.summary for group in results.values() for result in group if result.summary["completed"]]
-    return runs.metric_of(summaries[0]) if summaries else "loss"
-
-
 def metric_axis(metric: str, when: str = "Test") -> tuple[str, float]:
     """The label of a metric's axis, and the factor of its values.
 
@@ -84,69 +100,237 @@ def metric_axis(metric: str, when: str = "Test") -> tuple[str, float]:
     return (f"{label} (%)", 100.0) if metric == "accuracy" else (label, 1.0)
 
 
-def mean_examples(results: Sequence[runs.Result]) -> float:
-    """The mean number of examples of a run, with those of a controller's branches."""
-    group = [result.summary for result in results if result.summary["completed"]] or [r.summary for r in results]
-    return float(np.mean([summary["examples_seen"] + summary.get("branch_examples", 0) for summary in group]))
-
-
 def line_style(i: int) -> dict[str, Any]:
     """The look of curve i. Lower curves are wider, so that they stay visible where curves coincide."""
     return {"color": COLORS[i], "linestyle": DASHES[i], "linewidth": max(1.2, 2.8 - 0.7 * i)}
 
 
-def plot_curves(axes: Any, curves: dict[str, Curve], clock: str, ylabel: str | None = None, scale: float = 1.0) -> None:
-    """Draws curves against "epoch" or "update", with a band of one standard deviation."""
-    for i, (label, one) in enumerate(curves.items()):
-        x = getattr(one, clock)
-        axes.plot(x, scale * one.mean, **line_style(i), label=label)
-        low, high = scale * (one.mean - one.std), scale * (one.mean + one.std)
-        axes.fill_between(x, low, high, color=COLORS[i], alpha=0.18, linewidth=0)
-    axes.set(xlabel={"epoch": "Epochs", "update": "Parameter updates"}[clock])
-    if ylabel:
-        axes.set(ylabel=ylabel)
+def style_of(label: str) -> dict[str, Any]:
+    """The look of a schedule's line, the same in every figure: its colour, linestyle and linewidth.
+
+    Schedules that are the same share a colour; controls are thin and grey. A name that the paper lacks has a look that
+    depends on the name alone.
+
+    >>> style_of("Original training schedule") == style_of("Decaying learning rate")
+    True
+    """
+    return dict(zip(("color", "linestyle", "linewidth"), _look(label), strict=False))
 
 
-def plot_clocks(panels: Any, curves: dict[str, Curve], ylabel: str, scale: float = 1.0, log_x: bool = False) -> None:
-    """Draws curves against epochs on the left and against updates on the right, whose axis may be logarithmic."""
-    plot_curves(panels[0], curves, "epoch", ylabel, scale)
-    plot_curves(panels[1], curves, "update", scale=scale)
-    if log_x:
-        panels[1].set_xscale("log")
+def marker_of(label: str) -> str:
+    """The marker of a schedule, the same in every figure."""
+    return _look(label)[3]
 
 
-def compare_optimizers(
-    study: Study, name: str, optimizers: Callable[[presets.Preset, Config], dict[str, Config]]
-) -> None:
-    """A figure with a column per optimizer: the test metric against epochs above, against updates below."""
+def _look(label: str) -> tuple[str, Any, float, str]:
+    if label in _LOOKS:
+        return _LOOKS[label]
+    number = zlib.crc32(label.encode())  # the same in every process, unlike hash()
+    return _MORE_COLORS[number % 5], DASHES[number // 5 % 6], 1.4, MARKERS[number // 30 % 6]
+
+
+def is_control(label: str) -> bool:
+    """Whether a schedule is there only for others to be compared with."""
+    return label.startswith("Control")
+
+
+def define_flags() -> None:
+    """Defines the flags of a figure with controls."""
+    studies.define_flags()
+    flags.DEFINE_bool("controls", True, "Also train and show the runs that the figure is compared with.")
+
+
+def train(
+    study: Study, schedules: dict[Any, Config], controls: Callable[[], dict[Any, Config]]
+) -> dict[Any, list[runs.Result]]:
+    """Trains each schedule with each seed and then, unless --nocontrols is set, each control with each seed."""
+    groups = [schedules, controls() if flags.FLAGS.controls else {}]
+    labels = [label for group in groups for _ in study.seeds for label in group]
+    configs = [config.replace(seed=seed) for group in groups for seed in study.seeds for config in group.values()]
+    found: dict[Any, list[runs.Result]] = {label: [] for label in labels}
+    for label, result in zip(labels, studies.train_all(study, configs), strict=True):
+        found[label].append(result)
+    return found
+
+
+class Scale(NamedTuple):
+    """How a metric is drawn and compared."""
+
+    label: str
+    factor: float = 1.0  # of what is drawn
+    margin: float | None = None  # the largest difference that does not matter
+    resolution: float = 0.0  # the step between neighbouring values
+    log: bool = False  # then spreads are geometric, and ratios are drawn instead of differences
+
+    @property
+    def to_original(self) -> str:
+        """The label of differences."""
+        return (
+            "Ratio to the original" if self.log else "Difference to the original" + " (points)" * (self.factor == 100)
+        )
+
+
+def scale_of(study: Study, metric: str) -> Scale:
+    """How a test metric of a study is drawn and compared."""
+    return Scale(*metric_axis(metric), margin_of(study, metric), resolution_of(study, metric))
+
+
+def plot_curves(axes: Any, curves: dict[str, Curve], clock: str, scale: Scale) -> None:
+    """Draws curves against "epoch" or "update", with a band of one standard deviation around those of no control."""
+    for label, one in curves.items():
+        mean, low, high = (scale.factor * values for values in one.band(scale.log))
+        x, look = getattr(one, clock), style_of(label)
+        axes.plot(x, mean, **look, label=label)
+        if not is_control(label):
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel=_CLOCKS[clock], ylabel=scale.label)
+    if scale.log:
+        axes.set_yscale("log")
+
+
+def plot_differences(axes: Any, curves: dict[str, Curve], scale: Scale) -> None:
+    """Draws each schedule's difference to the first one against epochs, paired by seed, with its 95 % interval.
+
+    A schedule that has not been evaluated at the epochs of the first one, because it is shorter, is left out.
+    """
+    (_, original), *others = curves.items()
+    reach = 1.5 * (scale.margin or 0.0) * scale.factor
+    for label, one in others:
+        if (found := one.difference(original, scale.log, scale.resolution)) is None:
+            continue
+        (estimate, low, high), look = scale.factor * found, style_of(label)
+        axes.plot(one.epoch, estimate, **look)
+        if not is_control(label) and np.isfinite(low).all():
+            axes.fill_between(one.epoch, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        late = np.abs(np.log(estimate) if scale.log else estimate)[len(estimate) // 3 :]
+        reach = max(reach, 1.2 * np.quantile(late, 0.95)) if np.isfinite(late).all() else reach
+    _draw_margin(axes.axhspan, axes.axhline, scale)
+    axes.set(xlabel=_CLOCKS["epoch"], ylabel=scale.to_original.replace(" to the ", "\nto the "))
+    reach = reach or 0.01 * scale.factor
+    if scale.log:
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis, reach)
+    axes.set_ylim(*np.exp([-reach, reach]) if scale.log else (-reach, reach))
+
+
+def plot_final_differences(axes: Any, curves: dict[str, Curve], scale: Scale) -> None:
+    """Draws each schedule's difference to the first one at the end, with its 95 % interval, a line per schedule."""
+    (_, original), *others = curves.items()
+    others = [(label, one) for label, one in others if len(one.update) and len(original.update)]
+    for y, (label, one) in enumerate(others):
+        estimate, low, high = scale.factor * one.final_difference(original, scale.log, scale.resolution)
+        error = [[estimate - low], [high - estimate]] if np.isfinite([low, high]).all() else None
+        color = style_of(label)["color"]
+        axes.errorbar(estimate, y, xerr=error, color=color, marker=marker_of(label), markersize=5, linewidth=1.3)
+        axes.text(0.01, y - 0.36, label, transform=axes.get_yaxis_transform(), fontsize=6.5, color=color, va="center")
+    _draw_margin(axes.axvspan, axes.axvline, scale)
+    axes.set(yticks=[], ylim=(len(others) - 0.5, -0.8), xlabel=f"{scale.to_original}, at the end")
+    if scale.log:
+        axes.set_xscale("log")
+        plain_ticks(axes.xaxis, np.log(axes.get_xlim()[1]))
+
+
+def _draw_margin(span: Callable, line: Callable, scale: Scale) -> None:
+    """The line of no difference, and the margin as a stripe."""
+    line(1.0 if scale.log else 0.0, color="black", linewidth=0.8, zorder=1)
+    if scale.margin is not None:
+        half = scale.factor * scale.margin
+        span(-half, half, facecolor="#F0E44250", edgecolor="#A89A00", linestyle=":", linewidth=0.8, zorder=0)
+
+
+def plain_ticks(axis: Any, reach: float = np.inf) -> None:
+    """Ticks of a logarithmic axis as plain numbers, evenly spaced where it does not reach further than a factor e."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if reach > 1 else ticker.MaxNLocator(5))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:,.10g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def compare_optimizers(name: str, optimizers: Callable[[presets.Preset, Config], dict[str, Config]]) -> None:
+    """A figure with a column per optimizer: the test metric against epochs and updates, and its differences below."""
+    study = studies.study_from_flags()
     bases = optimizers(study.preset, study.config)
-    results = studies.train(study, presets.by_optimizer(study.preset, bases))
+    schedules = presets.by_optimizer(study.preset, bases)
+    results = train(study, schedules, lambda: presets.constant_by_optimizer(bases))
     metric = metric_of(results)
-    label, scale = metric_axis(metric)
-    figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained", sharey="col")
+    scale = scale_of(study, metric)
+    figure, panels = plt.subplots(3, len(bases), figsize=(8, 7.5), layout="constrained", height_ratios=(3, 3, 2))
     rows, table = [], []
-    for column, optimizer in zip(panels.T, bases, strict=True):
+    for (epochs, updates, differences), optimizer in zip(panels.T, bases, strict=True):
         group = {schedule: runs for (its_optimizer, schedule), runs in results.items() if its_optimizer == optimizer}
         curves = {schedule: curve(runs, f"test_{metric}") for schedule, runs in group.items()}
-        column[0].set_title(optimizer)
-        for axes, clock in zip(column, ("epoch", "update"), strict=True):
-            plot_curves(axes, curves, clock, label, scale)
-        zoom_to_ends(column[0], curves, scale)
+        epochs.set_title(optimizer)
+        plot_curves(epochs, curves, "epoch", scale)
+        plot_curves(updates, curves, "update", scale)
+        plot_differences(differences, curves, scale)
+        zoom([epochs, updates], curves, scale.factor)
         print(f"\n{optimizer}", end="")
-        table += print_results(group, optimizer=optimizer)
-        rows += curve_rows(curves, f"test_{metric}", optimizer=optimizer)
-    legend_above(figure, panels[0, 0], columns=3)
-    save(figure, study.workdir, name, rows, table)
+        table += print_results(group, study, optimizer=optimizer)
+        rows += curve_rows(curves, f"test_{metric}", resolution=scale.resolution, optimizer=optimizer)
+    print_notes(study, table)
+    schedule_legend(figure, panels[0, 0])
+    caption(figure, study, scale)
+    save(figure, study.workdir, name, rows, table, jobs=jobs_of(study))
 
 
-def zoom_to_ends(axes: Any, curves: dict[str, Curve], scale: float = 1.0) -> None:
-    """Limits the axis to the curves and their bands in the last two thirds."""
-    late = [(one.mean[len(one.mean) // 3 :], one.std[len(one.std) // 3 :]) for one in curves.values() if len(one.mean)]
-    if late:
-        low = scale * min((mean - std).min() for mean, std in late)
-        high = scale * max((mean + std).max() for mean, std in late)
-        margin = max(0.15 * (high - low), 0.005 * scale)
-        axes.set_ylim(low - margin, min(high + margin, scale) if scale == 100 else high + margin)
+def draw_schedules(curves: dict[str, Curve], scale: Scale) -> tuple[Any, Any]:
+    """The figure of some schedules, and its panels [2, 2].
+
+    Above are the curves against epochs and against updates; below, the differences along training and at the end.
+    """
+    figure, panels = plt.subplots(2, 2, figsize=(8, 6.2), layout="constrained", height_ratios=(3, 2))
+    plot_curves(panels[0, 0], curves, "epoch", scale)
+    plot_curves(panels[0, 1], curves, "update", scale)
+    panels[0, 1].sharey(panels[0, 0])
+    panels[0, 1].set_ylabel("")
+    panels[1, 0].sharex(panels[0, 0])
+    plot_differences(panels[1, 0], curves, scale)
+    plot_final_differences(panels[1, 1], curves, scale)
+    schedule_legend(figure, panels[0, 0])
+    return figure, panels
+
+
+def zoom(panels: Iterable[Any], curves: dict[str, Curve], factor: float = 1.0) -> None:
+    """Limits panels to the height at which curves are after a tenth of training, and logarithmic x to where they are.
+
+    All but the worst seventh of each curve is in view, and so is what the first decay changes.
+    """
+    some = {label: one for label, one in curves.items() if len(one.update)}
+    if not some:
+        return
+    means = {label: factor * one.spread()[0] for label, one in some.items()}
+    tops = [factor * one.band()[0 if is_control(label) else 2] for label, one in some.items()]
+    low = min(float(np.quantile(mean[len(mean) // 10 :], 0.15)) for mean in means.values())
+    high = max(float(top[len(top) // 10 :].max()) for top in tops)
+    space = max(0.05 * (high - low), 0.001 * factor)
+    low -= 4 * space
+    left = min(float(one.update[means[label] >= low][0]) for label, one in some.items())
+    for panel in panels:
+        panel.set_ylim(low, min(high + space, factor) if factor == 100 else high + space)
+        if panel.get_xscale() == "log":
+            panel.set_xlim(left=left / 1.1)
+
+
+def caption(figure: Any, study: Study, scale: Scale, note: str = "") -> None:
+    """Says below a figure what its bands and stripes are, or that and a note instead of the bands."""
+    seeds = len(study.seeds)
+    kind, change = ("geometric standard deviation", "ratio") if scale.log else ("standard deviation", "difference")
+    bands = f"Band: ± {kind} over seeds; of a {change}, its 95 % interval, paired by seed."
+    texts = [f"{seeds} seeds. {note or bands}" if seeds > 1 else "One seed."]
+    if scale.margin is not None and not note:
+        texts.append(f"Stripe: the margin, ±{100 * scale.margin:.1f} points.")
+    if scale.resolution > 0.001:
+        texts.append(f"One test image is {100 * scale.resolution:.2f} points.")
+    figure.supxlabel(textwrap.fill(" ".join(texts), 130), fontsize=7, color=_GREY)
+
+
+def schedule_legend(figure: Any, axes: Any) -> None:
+    """A legend above all panels, with several controls in a column of their own."""
+    handles, labels = axes.get_legend_handles_labels()
+    if (controls := sum(map(is_control, labels))) > 1:
+        blanks = max(2 * controls - len(labels), 0)  # below the schedules
+        handles[len(labels) - controls : len(labels) - controls] = [plt.Line2D([], [], linestyle="none")] * blanks
+        labels[len(labels) - controls : len(labels) - controls] = [""] * blanks
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, handlelength=3.2)
 
 
 def legend_above(figure: Any, axes: Any, columns: int) -> None:
@@ -160,6 +344,7 @@ def save(
     name: str,
     points: Iterable[dict[str, Any]],
     table: Iterable[dict[str, Any]] = (),
+    **about: Any,
 ) -> None:
     """Writes the picture as PNG and SVG, its points and table as CSV, how it was made as JSON, and prints the path."""
     for kind, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
@@ -169,95 +354,5 @@ def save(
     plt.close(figure)
     write_csv(workdir / f"{name}.csv", list(points))
     write_csv(workdir / f"{name}_table.csv", list(table))
-    write_json(workdir / f"{name}.json", {**runs.surroundings(), "date": datetime.date.today().isoformat()})
+    write_json(workdir / f"{name}.json", {**runs.surroundings(), **about, "date": datetime.date.today().isoformat()})
     print(f"\nPicture: {workdir / name}.png (and .svg); numbers: {workdir / name}.csv")
-
-
-def curve_rows(curves: dict[str, Curve], metric: str, **extra: Any) -> list[dict[str, Any]]:
-    """The points of curves as rows of a CSV file."""
-    names = ("epoch", "update", f"{metric}_mean", f"{metric}_std")
-    return [
-        {**extra, "schedule": label, **dict(zip(names, (epoch, int(update), mean, f"{std:.3g}"), strict=True))}
-        for label, one in curves.items()
-        for epoch, update, mean, std in zip(*one, strict=True)
-    ]
-
-
-def print_results(
-    results: dict[str, list[runs.Result]], published: dict[str, tuple[str, float]] | None = None, **extra: Any
-) -> list[dict[str, Any]]:
-    """Prints a table of the results, and returns it with full precision for a CSV file.
-
-    Args:
-      results: of each schedule.
-      published: updates and test accuracy in the paper, printed beside them.
-      **extra: further columns of the CSV file.
-    """
-    metric = metric_of(results)
-    examples = {label: mean_examples(group) for label, group in results.items()}
-    differ = max(examples.values()) > 1.05 * min(examples.values())
-    rows, printed = [], []
-    for label, group in results.items():
-        row, cells = _row_and_cells(metric, group, round(examples[label]))
-        if differ:
-            cells["examples"] = f"{row['examples']:,}"
-        if published:
-            row["paper_updates"], row["paper_test_accuracy"] = published[label]
-            cells["paper: updates, test %"] = f"{published[label][0]}, {100 * published[label][1]:.1f}"
-        rows.append({**extra, "schedule": label, **row})
-        printed.append({"schedule": label, **cells})
-    print()
-    print_table([list(printed[0]), *(list(cells.values()) for cells in printed)])
-    return rows
-
-
-def print_table(lines: Sequence[Sequence[str]], first: Callable[[str, int], str] = str.ljust) -> None:
-    """Prints lines in columns, the first one aligned as by `first` and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *cells in lines:
-        print("  ".join([first(name, widths[0]), *map(str.rjust, cells, widths[1:])]))
-
-
-def _row_and_cells(metric: str, group: Sequence[runs.Result], examples: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """The columns of one schedule in the CSV file and in the printed table."""
-    completed = [result for result in group if result.summary["completed"]]
-    value, value_std = final(group, f"final_test_{metric}")
-    test_loss, train_loss = final(group, "final_test_loss")[0], final(group, "final_train_loss")[0]
-    updates = round(np.mean([result.summary["num_updates"] for result in completed or group]))
-    seconds, speed = (
-        np.mean([result.summary[name] for result in group]) for name in ("wall_time_s", "examples_per_second")
-    )
-    row = {
-        "updates": updates,
-        "examples": examples,
-        f"test_{metric}_mean": value,
-        f"test_{metric}_std": f"{value_std:.3g}",
-        "test_loss": test_loss,
-        "train_loss": train_loss,
-        "seeds": len(completed),
-        "diverged": len(group) - len(completed),
-        "wall_time_s": f"{seconds:.1f}",
-        "examples_per_second": f"{speed:.0f}",
-    }
-    shown = f"test {metric.replace('_', ' ')}" + " %" * (metric == "accuracy")
-    cells = {
-        "updates": f"{updates:,}",
-        shown: _spread(metric, value, value_std, len(completed)),
-        **({} if metric == "loss" else {"test loss": f"{test_loss:.4f}"}),
-        "train loss": f"{train_loss:.4f}",
-        "seeds": f"{len(completed)}" if len(completed) == len(group) else f"{len(completed)} of {len(group)}",
-        "s per run": f"{seconds:.1f}",
-        "images/s": f"{speed:,.0f}",
-    }
-    return row, cells
-
-
-def _spread(metric: str, mean: float, std: float, num_runs: int) -> str:
-    if not num_runs:
-        return "diverged"
-    scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
-    return f"{scale * mean:.{digits}f}" + f" ± {scale * std:.{digits}f}" * (num_runs > 1)
-
-
-def _std(values: np.ndarray) -> np.ndarray:
-    return values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])

@@ -3,7 +3,11 @@
 import dataclasses
 
 from bsjax.errors import check_choice
+from experiments.harness import build
 from experiments.harness.config import Config
+
+ORIGINAL = "Original training schedule"
+CONSTANT = "Control: constant learning rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +17,8 @@ class Preset:
     Attributes:
       config: the recipe.
       dataset_size: N, so that plans need no data.
+      margins: of each metric, the largest difference that does not matter; named before the runs.
+      test_size: of the test set; an accuracy takes steps of its inverse.
       hybrid_max_batch_size: cap of the *hybrid* schedule of Section 5.1.
       max_batch_size: cap of Section 5.2's schedules.
       growing_max_batch_size: cap of Section 5.1's *increasing batch size*; None in the paper.
@@ -28,6 +34,8 @@ class Preset:
     dataset_size: int
     hybrid_max_batch_size: int
     max_batch_size: int
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)
+    test_size: int = 10_000
     growing_max_batch_size: int | None = None
     sgd_learning_rate: float = 0.1
     scale_learning_rate: float = 5.0
@@ -67,6 +75,7 @@ _CIFAR10_SMALL = Preset(
     dataset_size=50_000,
     hybrid_max_batch_size=80,
     max_batch_size=640,
+    margins={"accuracy": 0.01},
     sgd_learning_rate=0.0125,
     scale_learning_rate=2.0,
     scale_momentum=0.95,
@@ -80,6 +89,8 @@ PRESETS = {
         hybrid_max_batch_size=40,
         growing_max_batch_size=144,
         max_batch_size=144,
+        margins={"accuracy": 0.01},
+        test_size=360,
     ),
     "fashion_mnist": dataclasses.replace(
         _CIFAR10_SMALL,
@@ -91,6 +102,7 @@ PRESETS = {
             lr_decay_epochs=(4.5, 9.0, 12.0),
         ),
         dataset_size=60_000,
+        margins={"accuracy": 0.005},
     ),
     "cifar10_small": _CIFAR10_SMALL,
     # The paper's. Its text leaves open: ghost size, weight decay, augmentation and Figure 4's learning rates.
@@ -99,8 +111,9 @@ PRESETS = {
         dataset_size=50_000,
         hybrid_max_batch_size=640,
         max_batch_size=5120,
+        margins={"accuracy": 0.005},
         published={
-            "Original training schedule": ("~80,000", 0.943),
+            ORIGINAL: ("~80,000", 0.943),
             "Increasing batch size": ("~29,000", 0.944),
             "Increased initial learning rate": ("< 6,500", 0.945),
             "Increased momentum coefficient": ("< 2,500", 0.933),
@@ -133,11 +146,55 @@ def section_5_2(preset: Preset, config: Config) -> dict[str, Config]:
     growing = config.replace(schedule="increase_batch_size", max_batch_size=preset.max_batch_size)
     faster = growing.replace(scale_learning_rate=preset.scale_learning_rate)
     return {
-        "Original training schedule": config,
+        ORIGINAL: config,
         "Increasing batch size": growing,
         "Increased initial learning rate": faster,
         "Increased momentum coefficient": faster.replace(scale_momentum=preset.scale_momentum),
     }
+
+
+def controls(preset: Preset, config: Config) -> dict[str, Config]:
+    """What the figures' schedules are compared with, to see whether the data set needs what they do.
+
+    * A constant learning rate: is the decay needed at all?
+    * As few updates, small batch: the recipe, shortened to the updates of the growing batch: are all epochs needed?
+    * Grown and decayed: at each step the batch grows by the factor of the recipe's decay, and the learning rate falls
+      by it as well, so that the noise falls by its square: does the noise matter?
+    * Grown twice too much: at each step the batch grows by twice the factor, up to twice the cap, at the held rate.
+
+    The last two need a decay by a factor, so they are left out with a schedule that has none, such as cosine.
+
+    Args:
+      preset: has the cap of the growing batch.
+      config: the recipe.
+
+    Raises:
+      InvalidArgument: the recipe's learning rate never falls, or its plan cannot be made.
+    """
+    growing = section_5_2(preset, config)["Increasing batch size"]
+    found = {
+        CONSTANT: config.replace(lr_schedule="constant"),
+        "Control: as few updates, small batch": _shortened(preset, config, growing),
+    }
+    if config.recipe.lr_schedule in ("step", "exponential"):
+        factor, share = config.recipe.lr_decay_factor, config.conversion.batch_share
+        twice = growing.replace(lr_decay_factor=2 * factor, max_batch_size=2 * preset.max_batch_size)
+        found["Control: grown and decayed"] = growing.replace(lr_decay_factor=factor**2, batch_share=share / 2)
+        found["Control: grown twice too much"] = twice
+    return found
+
+
+def _shortened(preset: Preset, config: Config, growing: Config) -> Config:
+    """The recipe with all its epochs shortened alike, to as many updates as another plan has."""
+    # Of another data set, the size is not known yet; it hardly changes the ratio of updates.
+    size = preset.dataset_size if config.data == preset.config.data else 100_000
+    updates = [build.recipe(one, size).plan().num_updates for one in (growing, config)]
+    recipe = config.recipe
+    num_epochs, warmup, *decays = (
+        float(f"{epochs * updates[0] / updates[1]:.6g}")  # short enough for the name of a folder
+        for epochs in (recipe.num_epochs, recipe.warmup_epochs, *recipe.lr_decay_epochs)
+    )
+    return config.replace(num_epochs=num_epochs, warmup_epochs=warmup, lr_decay_epochs=tuple(decays))
 
 
 def figure3_optimizers(preset: Preset, config: Config) -> dict[str, Config]:
@@ -160,6 +217,11 @@ def appendix_b(preset: Preset, config: Config) -> dict[float, Config]:
     return {factor * rate: growing.replace(scale_learning_rate=factor) for factor in preset.learning_rate_factors}
 
 
+def figure8_controls(config: Config) -> dict[str, Config]:
+    """What Figure 8's runs are compared with: the recipe, and its learning rate without decay."""
+    return {ORIGINAL: config, CONSTANT: config.replace(lr_schedule="constant")}
+
+
 def by_optimizer(preset: Preset, optimizers: dict[str, Config]) -> dict[tuple[str, str], Config]:
     """Section 5.1's schedules with each of some optimizers."""
     return {
@@ -167,6 +229,11 @@ def by_optimizer(preset: Preset, optimizers: dict[str, Config]) -> dict[tuple[st
         for optimizer, base in optimizers.items()
         for label, config in section_5_1(preset, base).items()
     }
+
+
+def constant_by_optimizer(optimizers: dict[str, Config]) -> dict[tuple[str, str], Config]:
+    """The control of Figures 3 and 4: a constant learning rate with each of some optimizers."""
+    return {(optimizer, CONSTANT): base.replace(lr_schedule="constant") for optimizer, base in optimizers.items()}
 
 
 def figures(preset: Preset, config: Config) -> dict[str, list[Config]]:
@@ -177,5 +244,18 @@ def figures(preset: Preset, config: Config) -> dict[str, list[Config]]:
         "figure3": by_optimizer(preset, figure3_optimizers(preset, config)),
         "figure4": by_optimizer(preset, figure4_optimizers(preset, config)),
         "figure8": appendix_b(preset, config),
+    }
+    return {figure: list(configs.values()) for figure, configs in schedules.items()}
+
+
+def figure_controls(preset: Preset, config: Config) -> dict[str, list[Config]]:
+    """The runs that each figure is compared with, in order of importance, to be trained after those of all figures."""
+    four = controls(preset, config)
+    schedules: dict[str, dict] = {
+        "figure5": four,
+        "figure2": four,
+        "figure3": constant_by_optimizer(figure3_optimizers(preset, config)),
+        "figure4": constant_by_optimizer(figure4_optimizers(preset, config)),
+        "figure8": figure8_controls(config),
     }
     return {figure: list(configs.values()) for figure, configs in schedules.items()}

@@ -36,16 +36,20 @@ def study(tmp_path):
 def test_every_run_of_the_papers_cifar10_figures_is_there_once_and_figure5_comes_first(study):
     todo = paper_runs.paper_runs(study)
     per_seed = 3 + 1 + 2 + 3 + 6 + 5  # Figures 5 (without the original), 2 (with it), 3, 4, 8
-    assert len(todo) == 5 * per_seed
+    controls = 4 + 1 + 2  # Figures 5 and 2, 3 (Nesterov alone), 4
+    assert len(todo) == 5 * (per_seed + controls)
+    assert list(paper_runs.paper_runs(study, with_controls=False)) == list(todo)[: 5 * per_seed]
+    assert [figures[0] for figures in todo.values()][5 * per_seed :][:20] == ["figure5"] * 20
     assert [figures[0] for figures in todo.values()][:20] == ["figure5"] * 20
     first = list(todo)
     assert [config.run.seed for config in first[:8]] == [0] * 4 + [1] * 4
     assert [config.run.seed for config in first[20:36]] == [0] * 16
-    assert todo[study.config] == ["figure5", "figure2", "figure3"]
-    for figure, configs in presets.figures(study.preset, study.config).items():
-        for seed in study.seeds:
-            for config in configs:
-                assert figure in todo[config.replace(seed=seed)]
+    assert todo[study.config] == ["figure5", "figure2", "figure3", "figure8"]
+    for part in (presets.figures, presets.figure_controls):
+        for figure, configs in part(study.preset, study.config).items():
+            for seed in study.seeds:
+                for config in configs:
+                    assert figure in todo[config.replace(seed=seed)]
 
 
 def test_status(tmp_path):
@@ -65,7 +69,7 @@ def test_status(tmp_path):
 
 def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tmp_path):
     without = ["tqdm", "matplotlib", "matplotlib.pyplot", "tensorflow_datasets", "tensorflow", "grain"]
-    result = call("--rehearse", "--seeds=1", "--figures=5,4", f"--workdir={tmp_path}", without=without)
+    result = call("--rehearse", "--seeds=1", "--figures=5,4", "--nocontrols", f"--workdir={tmp_path}", without=without)
     assert result.returncode == 0, result.stderr
     sizes = {}
     for line in result.stdout.splitlines()[1:]:
@@ -82,7 +86,7 @@ def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tm
 
 
 def test_slices_of_time_come_to_the_end(read_csv, tmp_path):
-    arguments = ("--seeds=1", "--jobs=1", f"--workdir={tmp_path}")
+    arguments = ("--seeds=1", "--jobs=1", "--nocontrols", f"--workdir={tmp_path}")
     stopped = call(*arguments, "--seconds=0.001")
     assert (stopped.returncode, stopped.stderr) == (0, "")
     assert stopped.stdout == "0 of 19 runs are complete; the same command continues.\n"

@@ -167,26 +167,44 @@ def test_figure1_of_cifar10(call, read_csv, tmp_path):
 
 
 def test_figure5_end_to_end(call, read_csv, tmp_path):
-    arguments = (*_SMALL, "--seeds=2", f"--workdir={tmp_path}")
+    arguments = (*_SMALL, "--num_epochs=2", "--lr_decay_epochs=0.7,1.4", "--seeds=2", f"--workdir={tmp_path}")
     result = call("figure5", *arguments)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "figure5.png").stat().st_size > 10_000
     assert "</svg>" in (tmp_path / "figure5.svg").read_text()
 
     # The last point of the figure is the mean and deviation of the runs' summaries.
+    def finals(pattern):
+        folders = sorted((tmp_path / "runs").glob(pattern))
+        assert len(folders) == 2
+        return [json.loads((folder / "summary.json").read_text())["final_test_accuracy"] for folder in folders]
+
     rows = read_csv(tmp_path / "figure5.csv")
-    folders = list((tmp_path / "runs").glob("*scale_momentum=0.98*"))
-    assert len(folders) == 2
-    finals = [json.loads((folder / "summary.json").read_text())["final_test_accuracy"] for folder in folders]
+    accuracies = finals("*scale_momentum=0.98*")
     last = [row for row in rows if row["schedule"] == "Increased momentum coefficient"][-1]
-    assert float(last["test_accuracy_mean"]) == pytest.approx(statistics.mean(finals), rel=1e-5)
-    assert float(last["test_accuracy_std"]) == pytest.approx(statistics.stdev(finals), rel=1e-2)
+    assert float(last["test_accuracy_mean"]) == pytest.approx(statistics.mean(accuracies), rel=1e-5)
+    assert float(last["test_accuracy_std"]) == pytest.approx(statistics.stdev(accuracies), rel=1e-2)
     table = re.findall(r"^([^\d\n]+?) {2,}([\d,]+) +([\d.]+) ± ([\d.]+)", result.stdout, re.MULTILINE)
-    assert [row[0] for row in table] == list(dict.fromkeys(row["schedule"] for row in rows))
-    assert float(table[-1][2]) == pytest.approx(100 * statistics.mean(finals), abs=0.01)
+    labels = list(dict.fromkeys(row["schedule"] for row in rows))
+    assert [row[0] for row in table] == [label.removesuffix(", small batch") for label in labels]
+    assert float(table[3][2]) == pytest.approx(100 * statistics.mean(accuracies), abs=0.01)
+    assert max(map(len, result.stdout.split("\nPicture")[0].split("\nschedule")[1].splitlines())) <= 100
+
+    # The differences are paired by seed, and those of the picture end as those of the table do.
+    found = {row["schedule"]: row for row in read_csv(tmp_path / "figure5_table.csv")}
+    constant = found["Control: constant learning rate"]
+    same_seed = zip(
+        finals("*lr_schedule=constant*"), finals("*num_epochs=2.0,lr_decay_epochs=0.7+1.4,microbatch*"), strict=True
+    )
+    difference = statistics.mean(one - other for one, other in same_seed)
+    assert float(constant["difference"]) == pytest.approx(difference, abs=1e-5)
+    last = [row for row in rows if row["schedule"] == constant["schedule"]][-1]
+    for end in ("difference", "difference_low", "difference_high"):
+        assert float(last[end]) == pytest.approx(float(constant[end]), rel=1e-2)
 
     # Figures share runs, and runs that are complete are not run again.
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/summary.json")}
+    assert len(times) == 2 * (4 + 4)
     svg = (tmp_path / "figure5.svg").read_bytes()
     again = call("figure5", *arguments)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/summary.json")} == times
@@ -197,15 +215,15 @@ def test_figure5_end_to_end(call, read_csv, tmp_path):
 def test_the_other_figures_end_to_end(call, read_csv, tmp_path):
     """In one folder, so that they share runs; figure 3 is made like figure 4."""
     groups = {}
-    for figure in ("figure2", "figure4", "figure8"):
-        flags = ["--num_epochs=1", "--lr_decay_epochs=0.4,0.8", "--model=mlp", "--seeds=1", "--jobs=1"]
-        result = call(figure, *flags, f"--workdir={tmp_path}")
+    for figure, controls in (("figure2", False), ("figure4", False), ("figure8", True)):
+        flags = ["--num_epochs=1", "--lr_decay_epochs=0.4,0.8", "--seeds=1", "--jobs=1"]
+        result = call(figure, *_SMALL, *flags, f"--controls={controls}", f"--workdir={tmp_path}")
         assert result.returncode == 0, result.stderr
         assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
         keys = ("optimizer", "schedule", "learning_rate")
         rows = read_csv(tmp_path / f"{figure}.csv")
         groups[figure] = {tuple(row[key] for key in keys if key in row) for row in rows}
-    assert {figure: len(group) for figure, group in groups.items()} == {"figure2": 3, "figure4": 6, "figure8": 6}
+    assert {figure: len(group) for figure, group in groups.items()} == {"figure2": 3, "figure4": 6, "figure8": 8}
 
 
 def test_a_fork_tries_a_larger_batch_from_there_on(call, tmp_path):

@@ -1,0 +1,168 @@
+"""Curves, tables and looks of the figures, from results that are made up."""
+
+import importlib.util
+import itertools
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments.harness import figures, presets, studies
+from experiments.harness.control import Control
+from experiments.harness.curves import Curve, curve, curve_rows
+from experiments.harness.runs import Result
+
+_ORIGINAL = [0.960, 0.950, 0.970, 0.955]
+
+
+@pytest.fixture
+def study(tmp_path):
+    preset = presets.get("digits")
+    return studies.Study(preset, preset.config, tmp_path, range(4), jobs=3, control=Control())
+
+
+@pytest.fixture(scope="session")
+def results_table():
+    path = pathlib.Path(__file__).parents[2] / "scripts" / "results_table.py"
+    spec = importlib.util.spec_from_file_location("results_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(accuracy, num_points=3):
+    """A run that ended with an accuracy; with NaN, one that diverged."""
+    costs = {"wall_time_s": 10.0, "compile_stall_time_s": 4.0, "examples_per_second": 1000.0}
+    summary = {"num_updates": 30, "examples_seen": 3000, "completed": not math.isnan(accuracy), **costs}
+    if summary["completed"]:
+        summary |= {"final_test_accuracy": accuracy, "final_test_loss": 0.1, "final_train_loss": 0.01}
+    points = [
+        {"epoch": 1.01 * n, "update": 10 * n, "test_accuracy": accuracy - 0.1 * (num_points - n)}
+        for n in range(1, num_points + 1)
+    ]
+    return Result(summary, [{"update": 1, "train_loss": 1.0}, *points])
+
+
+def group(accuracies):
+    return [run(accuracy) for accuracy in accuracies]
+
+
+def test_tables_compare_with_the_first_row_seed_by_seed(study, capsys):
+    near, worse = [0.961, 0.9505, 0.9705, 0.956], [0.93, 0.92, math.nan, 0.915]
+    results = {"Original training schedule": group(_ORIGINAL), "near": group(near), "worse": group(worse)}
+    first, *rows = figures.print_results(results, study)
+    assert {first[name] for name in ("difference", "verdict", "margin")} == {""}
+    assert [row["verdict"] for row in rows] == ["equal", "different"]
+    expected = stats.ttest_rel([0.93, 0.92, 0.915], [0.960, 0.950, 0.955]).confidence_interval()
+    assert (rows[1]["difference_low"], rows[1]["difference_high"]) == pytest.approx(tuple(expected), abs=1e-12)
+    assert (rows[1]["seeds"], rows[1]["diverged"]) == (3, 1)
+    assert {row["run_time_s"] for row in rows} == {"6.0"}  # without the wait for compilation
+
+    figures.print_notes(study, [first, *rows])
+    printed = capsys.readouterr().out
+    assert re.search(r"^worse +30 +92.17 ± 0.76 +-3.33 \[-4.77, -1.90\] +different +6.0$", printed, re.MULTILINE)
+    assert "1 of 4 seeds diverged and are left out: worse." in printed
+    assert "±1.0 points" in printed and "3 runs shared the machine" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_tables_fit_into_a_hundred_columns_with_the_longest_names(study, capsys):
+    labels = [*presets.section_5_2(study.preset, study.config), *presets.controls(study.preset, study.config)]
+    bad = [0.860, 0.750, 0.470, 0.9]
+    figures.print_results({label: group(bad if i else _ORIGINAL) for i, label in enumerate(labels)}, study)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum("Control: " in line for line in lines) == 4
+
+
+def test_one_seed_and_other_data_sets_have_no_verdict_that_means_something(study, capsys):
+    results = {"Original training schedule": group(_ORIGINAL[:1]), "other": group([0.9])}
+    assert figures.print_results(results, study)[1]["verdict"] == "undecided"
+    other = study._replace(config=study.config.replace(dataset="fashion_mnist"))  # whose margin the preset lacks
+    row = figures.print_results(results, other)[1]
+    assert (row["verdict"], row["margin"]) == ("", "")
+    assert "[" not in capsys.readouterr().out
+    dead = group([math.nan])
+    figures.print_results({"first": dead, "second": dead}, study)
+    assert "diverged" in capsys.readouterr().out
+
+
+def test_markdown_has_differences_and_verdicts(study, results_table, capsys):
+    results = {"Original training schedule": group(_ORIGINAL), "near": group([0.962, 0.9505, 0.9706, 0.956])}
+    folder = study.workdir / "digits"
+    table = [row for name in ("SGD", "Adam") for row in figures.print_results(results, study, optimizer=name)]
+    folder.mkdir()
+    studies.write_csv(folder / "figure4_table.csv", table)
+    about = {"command": "python", "devices": ["cpu"], "cores": 2, "versions": {"jax": "1"}, "date": "today", "jobs": 3}
+    (folder / "figure4.json").write_text(json.dumps(about))
+    page = results_table.tables(study.workdir, ["*/figure4"])
+    assert re.search(
+        r"^\| SGD: near \| 30 \| 95.98 ± 0.\d\d % \| 0.10 \[-0.08, 0.28\] \| equal \| 4 \| 6.0 s", page, re.MULTILINE
+    )
+    assert "to the first row of the same optimizer" in page
+    assert "margin of ±1.0 points" in page and "3 runs shared the machine" in page
+
+
+def test_curves_pair_seeds_although_one_diverged():
+    one, original = curve(group([0.7, math.nan, 0.9]), "test_accuracy"), curve(group([0.5, 0.6, 0.8]), "test_accuracy")
+    assert one.values.shape == (3, 3)
+    np.testing.assert_allclose(one.spread()[0], [0.6, 0.7, 0.8])
+    estimate, low, high = one.difference(original)
+    np.testing.assert_allclose(estimate, 0.15)  # of the first and the third seed
+    expected = stats.ttest_rel([0.7, 0.9], [0.5, 0.8]).confidence_interval()
+    np.testing.assert_allclose([low[-1], high[-1]], expected)
+    shorter = curve([run(0.7, num_points=2) for _ in range(3)], "test_accuracy")
+    assert shorter.difference(original) is None
+    np.testing.assert_allclose(shorter.final_difference(original)[0], 0.7 - np.mean([0.5, 0.6, 0.8]))
+    rows = curve_rows({"original": original, "one": one, "shorter": shorter}, "test_accuracy")
+    assert [row["difference"] for row in rows] == ["", "", "", *["0.15"] * 3, "", ""]
+
+
+def test_bands_of_losses_stay_positive_and_ratios_are_paired():
+    epochs, random = np.arange(1.0, 4.0), np.random.RandomState(0)
+    seeds = np.exp(random.normal(0, 2, (5, 3)))
+    one, other = (Curve(epochs, 100 * epochs, factor * seeds) for factor in (1.0, 3.0))
+    mean, std = seeds.mean(axis=0), seeds.std(axis=0, ddof=1)
+    assert (mean - std).min() < 0 < one.band(log=True)[1].min()
+    np.testing.assert_allclose(one.band(log=True)[0], stats.gmean(seeds))
+    np.testing.assert_allclose(one.band(log=True)[2], stats.gmean(seeds) * stats.gstd(seeds))
+    np.testing.assert_allclose(other.difference(one, log=True), 3.0)  # what the seeds share cancels
+
+
+def test_each_schedule_has_one_look_and_no_two_look_alike():
+    preset = presets.get("digits")
+    first, second = (list(of(preset, preset.config)) for of in (presets.section_5_1, presets.section_5_2))
+    assert figures.style_of(first[0]) == figures.style_of(second[0])
+    main = [*second, "Hybrid"]
+    assert len({figures.style_of(label)["color"] for label in main}) == len(main)
+    controls = list(presets.controls(preset, preset.config))
+    looks = [(figures.style_of(label)["color"], str(figures.style_of(label)["linestyle"])) for label in controls]
+    assert all(len(set(column)) == 4 for column in zip(*looks, strict=True))
+    for label in controls:
+        red, green, blue = (figures.style_of(label)["color"][i : i + 2] for i in (1, 3, 5))
+        assert red == green == blue
+        assert figures.style_of(label)["linewidth"] < min(figures.style_of(name)["linewidth"] for name in main)
+    pairs = itertools.combinations([*main, *controls], 2)
+    assert all(figures.marker_of(one) != figures.marker_of(other) for one, other in pairs)
+
+
+def test_the_window_shows_the_climb_and_leaves_no_empty_side():
+    epochs = np.arange(1.0, 61.0)
+    climb = 0.99 - 0.3 * np.exp(-epochs / 2) - 0.03 * (epochs < 20)
+    fast = Curve(epochs, 10 * epochs, np.stack([climb - 0.05 * (epochs < 20)] * 2))
+    slow = Curve(epochs, 180 * epochs, np.stack([climb] * 2))
+    figure, panels = figures.draw_schedules(
+        {"Original training schedule": slow, "Increased momentum coefficient": fast}, figures.Scale("", 100.0, 0.01)
+    )
+    panels[0, 1].set_xscale("log")
+    figures.zoom(panels[0], {"slow": slow, "fast": fast}, 100.0)
+    low, high = panels[0, 0].get_ylim()
+    assert low < 100 * fast.spread()[0][18] < high  # before the decay
+    left = panels[0, 1].get_xlim()[0]
+    visible = fast.update[100 * fast.spread()[0] >= low]
+    assert 0.8 * visible[0] < left <= visible[0]
+    figures.plt.close(figure)
