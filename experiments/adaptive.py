@@ -4,10 +4,10 @@
 
 Each controller gets the preset's recipe; `Plateau` and `Cabs`, which replace its decay, get a constant learning rate.
 All train for the recipe's epochs, except AdaScale, whose clock counts updates of the recipe. The table has final
-accuracy, updates, examples (with those of branches) and time. The picture has a row for each: left, its updates; right,
-its final accuracy minus that of the original schedule with the same seed, with the 95 % interval of the mean over seeds.
-The dashed line is the recipe without any decay: what is no better than it says nothing about schedules. Within the grey
-band, the preset's margin, two schedules count as equal.
+accuracy, updates, examples (with those of branches) and time. The picture has a row for each: left, its updates;
+right, its final accuracy minus that of the original schedule with the same seed, and the 95 % interval of the mean over
+seeds. The dashed line is the recipe without any decay: what is no better than it says nothing about schedules. Within
+the grey band, the preset's margin, two schedules count as equal.
 """
 
 import math
@@ -77,7 +77,9 @@ def draw(table: list[dict[str, Any]], metric: str, margin: float) -> Any:
         look = {"color": figures.style_of(row["schedule"])["color"] if known else "black", "markersize": 5}
         left.plot(row["updates"], i, "o", **look)
         if (more := row["examples"] / table[0]["examples"]) > 1.05:
-            left.annotate(f"{more:.1f} × the examples", (row["updates"], i - 0.45), ha="center", va="center", fontsize=7)
+            left.annotate(
+                f"{more:.1f} × the examples", (row["updates"], i - 0.45), ha="center", va="center", fontsize=7
+            )
         middle, low, high = (scale * row[name] for name in ("difference", "low", "high"))
         right.errorbar(middle, i, xerr=[[middle - low], [high - middle]], fmt="o", capsize=3, **look)
         if row["schedule"] == CONTROL:

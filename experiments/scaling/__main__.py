@@ -258,7 +258,10 @@ def _draw_stops(axes: Any, lines: dict[str, Line]) -> None:
         phases, length = line.plan.phases, line.plan.num_examples
         ends = [*(phase.examples_seen for phase in phases[1:]), length]
         for phase, end, stop in zip(phases, ends, line.stops, strict=True):
-            x, width = phase.examples_seen / line.plan.dataset_size, (end - phase.examples_seen) / line.plan.dataset_size
+            x, width = (
+                phase.examples_seen / line.plan.dataset_size,
+                (end - phase.examples_seen) / line.plan.dataset_size,
+            )
             color = plt.get_cmap("Blues")(logs(math.log2(stop)))
             axes.barh(i, width, left=x, color=color, edgecolor="white", linewidth=0.5)
             if end - phase.examples_seen > 0.1 * length:  # there is room
