@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
 from bsjax.analysis.critical_batch import (
     Interval,
@@ -264,9 +263,7 @@ def _draw(
     for panel in panels.flat:
         panel.set(xscale="log", yscale="log")
         for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:,.10g}")
-            axis.set_minor_formatter("")
+            figures.plain_ticks(axis)
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter("{x:,g}")
     return figure

@@ -32,7 +32,6 @@ import jax
 import matplotlib.pyplot as plt
 import optax
 from absl import flags
-from matplotlib import ticker
 
 from bsjax import InvalidArgument, Plan, Recipe
 from bsjax.analysis.time_model import AllReduce, Costs, Prediction, best_num_devices, predict
@@ -243,9 +242,7 @@ def draw(workloads: dict[str, dict[str, Line]]) -> Any:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
             if axes.get_yscale() == "log":
-                axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-                axes.yaxis.set_minor_formatter("")
-            axes.yaxis.set_major_formatter("{x:g}")
+                figures.plain_ticks(axes.yaxis)
         time.legend(loc="best", fontsize=7.5, handlelength=3.2)
         _draw_stops(stops, lines)
     return figure
