@@ -99,8 +99,8 @@ def main() -> None:
     results = studies.train(study, presets.section_5_2(study.preset, measured))
     curves = {label: one for label, group in results.items() if len((one := noise_curve(group)).epoch)}
     table = [table_row(label, one) for label, one in curves.items()]
-    head = ("schedule", "B_simple, first", "middle", "last", "batch / B_simple, first", "middle", "last")
-    head += ("above 1, % of epochs", "last at epoch")
+    head = ["schedule", "B_simple, first", "middle", "last", "batch / B_simple, first", "middle", "last"]
+    head += ["above 1, % of epochs", "last at epoch"]
     print()
     figures.print_table([head, *([_text(value) for value in row.values()] for row in table)])
     print("-: not measurable there, because the estimate of |G|² is not positive; or never above 1")

@@ -237,7 +237,10 @@ def _draw(
     left.set(xlabel="Batch size", ylabel="Steps to the target loss", ylim=(0.7 * steps.min(), 1.4 * steps.max()))
     right.set(xlabel="Examples to the target loss")
     critical = fit.critical_batch_size
-    for interval, color, label in ((critical, red, "$B_{crit}$, 95 %"), (twenty, green, "20 % above linear, 95 %")):
+    for interval, color, label in (
+        (critical, red, "$B_{crit}$ and 95 % interval"),
+        (twenty, green, "20 % above linear, and 95 %"),
+    ):
         if math.isfinite(interval.value) and interval.value > 0:
             spans = [(left.axvline, left.axvspan), *((panel.axhline, panel.axhspan) for panel in below)]
             for line, span in spans:
@@ -249,7 +252,7 @@ def _draw(
     limits = 0.5 * sizes[0], 2 * max(sizes[-1], *(one for one in _values(along)[:, :, 0].flat if math.isfinite(one)))
     seen = np.array([row["examples_seen"] for row in along], np.float64)
     for panel, color, title, values in zip(
-        below, (blue, purple), ("Largest branch without loss", "$B_{simple}$"), _values(along), strict=True
+        below, (blue, purple), ("Branches", "$B_{simple}$"), _values(along), strict=True
     ):
         known = np.isfinite(values[:, 0])
         x, (middle, low, high) = seen[known], values[known].T
@@ -258,7 +261,7 @@ def _draw(
         for end, beyond, marker in ((limits[0], low < limits[0], "v"), (limits[1], high > limits[1], "^")):
             [tips] = panel.plot(x[beyond], np.full(beyond.sum(), end), marker, color=color, clip_on=False)
             tips.set_in_layout(False)
-        panel.set(title=f"{title}, 95 % of {len(steps)} seeds", xlabel="Examples seen", ylim=limits)
+        panel.set(title=f"{title}, 95 % interval of {len(steps)} seeds", xlabel="Examples seen", ylim=limits)
     below[0].set(ylabel="Batch size")
     for panel in panels.flat:
         panel.set(xscale="log", yscale="log")
