@@ -49,15 +49,8 @@ def contestants(preset: presets.Preset, config: Config) -> dict[str, Config]:
     }
 
 
-def draw(table: list[dict[str, Any]], label: str, scale: float, margin: float | None) -> Any:
-    """The picture: a row for each schedule of the table, whose first one is the recipe.
-
-    Args:
-      table: as `figures.print_results` returns it.
-      label: of the metric.
-      scale: factor of its values.
-      margin: the difference that does not matter, before scaling.
-    """
+def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
+    """The picture of a table of `figures.print_results`, whose first row is the recipe."""
     size = 8, 1.0 + 0.28 * len(table)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained", sharey=True)
     for i, row in enumerate(table):
@@ -69,18 +62,20 @@ def draw(table: list[dict[str, Any]], label: str, scale: float, margin: float | 
                 f"{more:.1f} × the examples", (row["updates"], i - 0.45), ha="center", va="center", fontsize=7
             )
         columns = ("difference", "difference_low", "difference_high")
-        estimate, low, high = (scale * (row[column] or 0.0) for column in columns)  # "" of the recipe itself
+        estimate, low, high = (scale.factor * (row[column] or 0.0) for column in columns)  # "" of the recipe itself
         bar = [[estimate - low], [high - estimate]] if math.isfinite(high - low) else None
         right.errorbar(estimate, i, xerr=bar, capsize=3, linewidth=1.3, **look)
         if name == presets.CONSTANT:
             right.axvline(estimate, **figures.style_of(name), zorder=1)
-    if margin is not None:
-        right.axvspan(-scale * margin, scale * margin, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
+    if scale.margin is not None:
+        right.axvspan(
+            -scale.factor * scale.margin, scale.factor * scale.margin, color="#F0E442", alpha=0.3, linewidth=0, zorder=0
+        )
     left.set(xlabel="Parameter updates", xscale="log")
     figures.plain_ticks(left.xaxis)
     left.set_yticks(range(len(table)), [row["schedule"] for row in table])
     left.invert_yaxis()
-    right.set_xlabel(f"{label}: difference to the original" + " (points)" * (scale == 100))
+    right.set_xlabel(f"{scale.label.removesuffix(' (%)')} at the end: {scale.to_original.lower()}")
     return figure
 
 
@@ -91,9 +86,9 @@ def main() -> None:
     metric = figures.metric_of(results)
     table = figures.print_results(results, study)
     figures.print_notes(study, table)
-    label, scale = f"Final test {metric.replace('_', ' ')}", figures.metric_axis(metric)[1]
-    figure = draw(table, label, scale, figures.margin_of(study, metric))
-    figures.caption(figure, study, metric, note="Bar: 95 % interval, paired by seed. Dashed: without decay.")
+    scale = figures.scale_of(study, metric)
+    figure = draw(table, scale)
+    figures.caption(figure, study, scale, note="Bar: 95 % interval, paired by seed. Dashed: the recipe without decay.")
     figures.save(figure, study.workdir, "adaptive", table, table, jobs=figures.jobs_of(study))
 
 

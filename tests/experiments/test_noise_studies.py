@@ -8,7 +8,7 @@ import pytest
 
 from experiments import adaptive
 from experiments import noise_scale as noise_scale_study
-from experiments.harness import build, presets
+from experiments.harness import build, figures, presets
 
 _SMALL = ["--model=mlp", "--model_width=4", "--num_epochs=1.5", "--lr_decay_epochs=0.7,1.2", "--seeds=1", "--jobs=1"]
 _SMALL.append("--microbatch_size=auto")
@@ -50,7 +50,7 @@ def test_the_line_without_decay_is_at_the_controls_difference():
     rows = [("Original training schedule", 90, 10, "", "", ""), (presets.CONSTANT, 90, 10, -0.02, -0.03, -0.01)]
     rows.append(("AdaScale", 30, 20, 0.01, -math.inf, math.inf))  # one seed
     table = [dict(zip(columns, row, strict=True)) for row in rows]
-    left, right = adaptive.draw(table, "Accuracy", 100.0, 0.01).axes
+    left, right = adaptive.draw(table, figures.Scale("Test accuracy (%)", 100.0, 0.01)).axes
     assert [-2.0, -2.0] in [list(line.get_xdata()) for line in right.lines]
     bars = [container.lines[0].get_xdata().item() for container in right.containers]
     assert bars == pytest.approx([0.0, -2.0, 1.0])
