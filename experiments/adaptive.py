@@ -75,7 +75,7 @@ def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
     figures.plain_ticks(left.xaxis)
     left.set_yticks(range(len(table)), [row["schedule"] for row in table])
     left.invert_yaxis()
-    right.set_xlabel(f"{scale.label.removesuffix(' (%)')} at the end: {scale.to_original.lower()}")
+    right.set_xlabel(f"{scale.label.removesuffix(' (%)')} at the end:\n{scale.to_original.lower()}")
     return figure
 
 
@@ -88,7 +88,9 @@ def main() -> None:
     figures.print_notes(study, table)
     scale = figures.scale_of(study, metric)
     figure = draw(table, scale)
-    figures.caption(figure, study, scale, note="Bar: 95 % interval, paired by seed. Dashed: the recipe without decay.")
+    figures.caption(
+        figure, study, scale, note="Bar: 95 % interval, paired by seed. Dashed: without decay. Stripe: the margin."
+    )
     figures.save(figure, study.workdir, "adaptive", table, table, jobs=figures.jobs_of(study))
 
 
