@@ -4,9 +4,13 @@
 
 Each controller gets the preset's recipe; `Plateau` and `Cabs`, which replace its decay, get a constant learning rate.
 All train for the recipe's epochs, except AdaScale, whose clock counts updates of the recipe. The table has final
-accuracy, updates, examples (with those of branches) and time; the picture shows accuracy against updates.
+accuracy, updates, examples (with those of branches) and time. The picture has a row for each: left, its updates;
+right, its final accuracy minus that of the original schedule with the same seed, and the 95 % interval of the mean over
+seeds. The dashed line is the recipe without any decay: what is no better than it says nothing about schedules. Within
+the shaded stripe, the preset's margin, two schedules count as equal.
 """
 
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,7 +21,7 @@ from experiments.harness.config import Config
 
 
 def contestants(preset: presets.Preset, config: Config) -> dict[str, Config]:
-    """The paper's schedules, and every controller."""
+    """The paper's schedules, the recipe without its decay, and every controller."""
     batch_size = config.recipe.batch_size
     ghost = max(
         1, min(config.task.ghost_batch_size, batch_size // 2)
@@ -34,6 +38,7 @@ def contestants(preset: presets.Preset, config: Config) -> dict[str, Config]:
     patient = PlateauOptions(factor=0.2, patience=20, accumulation_size=50)
     return {
         **presets.section_5_2(preset, config),
+        presets.CONSTANT: presets.controls(preset, config)[presets.CONSTANT],
         "GradientNoise, within the decay": controlled("gradient_noise", GradientNoiseOptions(bound_by_decay=True)),
         "GradientNoise": controlled("gradient_noise"),
         "CriticalBatch, within the decay": controlled("critical_batch", CriticalBatchOptions(bound_by_decay=True)),
@@ -44,23 +49,49 @@ def contestants(preset: presets.Preset, config: Config) -> dict[str, Config]:
     }
 
 
+def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
+    """The picture of a table of `figures.print_results`, whose first row is the recipe."""
+    size = 8, 1.0 + 0.28 * len(table)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained", sharey=True)
+    for i, row in enumerate(table):
+        name = row["schedule"]
+        look = {"color": figures.style_of(name)["color"], "marker": figures.marker_of(name), "markersize": 5}
+        left.plot(row["updates"], i, **look)
+        if (more := row["examples"] / table[0]["examples"]) > 1.05:
+            left.annotate(
+                f"{more:.1f} × the examples", (row["updates"], i - 0.45), ha="center", va="center", fontsize=7
+            )
+        columns = ("difference", "difference_low", "difference_high")
+        estimate, low, high = (scale.factor * (row[column] or 0.0) for column in columns)  # "" of the recipe itself
+        bar = [[estimate - low], [high - estimate]] if math.isfinite(high - low) else None
+        right.errorbar(estimate, i, xerr=bar, capsize=3, linewidth=1.3, **look)
+        if name == presets.CONSTANT:
+            right.axvline(estimate, **figures.style_of(name), zorder=1)
+    if scale.margin is not None:
+        right.axvspan(
+            -scale.factor * scale.margin, scale.factor * scale.margin, color="#F0E442", alpha=0.3, linewidth=0, zorder=0
+        )
+    left.set(xlabel="Parameter updates", xscale="log")
+    figures.plain_ticks(left.xaxis)
+    left.set_yticks(range(len(table)), [row["schedule"] for row in table])
+    left.invert_yaxis()
+    right.set_xlabel(f"{scale.label.removesuffix(' (%)')} at the end:\n{scale.to_original.lower()}")
+    return figure
+
+
 def main() -> None:
     """Trains the missing runs, then draws the picture and prints the table."""
     study = studies.study_from_flags()
     results = studies.train(study, contestants(study.preset, study.config))
-    table = figures.print_results(results)
     metric = figures.metric_of(results)
-    label, scale = figures.metric_axis(metric, "Final test")
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for i, row in enumerate(table):
-        marker, color = figures.MARKERS[i % len(figures.MARKERS)], figures.COLORS[i % len(figures.COLORS)]
-        mean, std = (scale * float(row[f"test_{metric}_{name}"]) for name in ("mean", "std"))
-        points = axes.errorbar(row["updates"], mean, std, color=color, fmt=marker, capsize=3, label=row["schedule"])
-        if i >= len(figures.COLORS):
-            points[0].set_markerfacecolor("white")
-    axes.set(xlabel="Parameter updates", ylabel=label, xscale="log")
-    figure.legend(fontsize=7, loc="outside right upper")
-    figures.save(figure, study.workdir, "adaptive", table, table)
+    table = figures.print_results(results, study)
+    figures.print_notes(study, table)
+    scale = figures.scale_of(study, metric)
+    figure = draw(table, scale)
+    figures.caption(
+        figure, study, scale, note="Bar: 95 % interval, paired by seed. Dashed: without decay. Stripe: the margin."
+    )
+    figures.save(figure, study.workdir, "adaptive", table, table, jobs=figures.jobs_of(study))
 
 
 if __name__ == "__main__":

@@ -257,14 +257,14 @@ def draw(lines: Sequence[Line]) -> Any:
     figure, panels = plt.subplot_mosaic(mosaic, figsize=(9, 7), height_ratios=(1.3, 1), layout="constrained")
     for name, axes in panels.items():
         for i, line in enumerate(line for line in lines if line.panel == name):
-            look = figures.line_style(i)
+            look = figures.style_of(line.label) if name in above else figures.line_style(i)
             if name in below and "theory" not in line.label:
                 look |= {"marker": figures.MARKERS[i], "markersize": 4}
             axes.plot(line.x, line.y, label=line.label, **look)
             some = slice(12 + 16 * i, len(line.simulated), 80)
             mean, error = line.simulated[some].T
-            axes.errorbar(line.x[some], mean, 2 * error, color="black", fmt=figures.MARKERS[i], markersize=4.5,
-                          markerfacecolor=figures.COLORS[i], linewidth=1, zorder=4)  # fmt: skip
+            axes.errorbar(line.x[some], mean, 2 * error, color="black", fmt=figures.marker_of(line.label),
+                          markersize=4.5, markerfacecolor=look["color"], linewidth=1, zorder=4)  # fmt: skip
         axes.set_xscale("linear" if name == "epochs" else "log")
         axes.set_yscale("linear" if name == "batch size" else "log")
     panels["epochs"].set(xlabel="Epochs", ylabel="Expected loss; marks: simulated, ± 2 s.e.")

@@ -3,10 +3,11 @@
     python -m experiments.critical_batch_size --preset=digits --seeds=5 --workdir=runs/critical_batch_size_digits
 
 Trains to a target test loss at each batch size, with a constant learning rate from a new search on a grid.
-Left: steps against the batch size, with linear scaling from the batch size of fewest examples, the hyperbola
-(S/S_min - 1)(E/E_min - 1) = 1, and where steps exceed linear scaling by 20 %. Middle: the same as steps against
-examples. Right: at points of one run, the largest batch with which a branch loses nothing, and B_simple = tr(Σ)/|G|².
-Bars and bands are 95 % intervals over seeds; only the table has points where no branch loses anything.
+Above: steps against the batch size, with linear scaling from the batch size of fewest examples, the hyperbola
+(S/S_min - 1)(E/E_min - 1) = 1, and where steps exceed linear scaling by 20 %; and the same as steps against examples.
+Below: at points of one run, the largest batch with which a branch loses nothing, and B_simple = tr(Σ)/|G|².
+Bars and bands are 95 % intervals over seeds, and triangles the ends of bars that go on outside the frame; only the
+table has points where no branch loses anything.
 
 The gradient noise scale is measured at the point's parameters, from 2,048 examples, by updates with learning rate 0.
 
@@ -26,7 +27,6 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
 from bsjax.analysis.critical_batch import (
     Interval,
@@ -222,52 +222,59 @@ def _print(
 def _draw(
     sizes: np.ndarray, steps: np.ndarray, fit: ParetoFit, twenty: Interval, along: Sequence[dict[str, Any]]
 ) -> Any:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
+    figure, panels = plt.subplots(2, 2, figsize=(8, 7), layout="constrained", sharey="row")
+    (left, right), below = panels
     blue, red, green, purple = figures.COLORS[:4]
     mean = geometric_mean(steps)
     fine = np.geomspace(sizes[0], sizes[-1], 200)
     examples = sizes * mean
-    for panel, x, fit_x in ((left, sizes, fine), (middle, examples, fine * fit.steps(fine))):
+    for panel, x, fit_x in ((left, sizes, fine), (right, examples, fine * fit.steps(fine))):
         every_x = np.broadcast_to(sizes, steps.shape) if panel is left else sizes * steps
-        panel.plot(every_x, steps, ".", color=blue, alpha=0.35, markersize=4)
-        panel.plot(x, mean, "o", color=blue, markersize=5, label="measured")
+        panel.plot(every_x.ravel(), steps.ravel(), ".", color=blue, alpha=0.35, markersize=4, label="one seed")
+        panel.plot(x, mean, "o", color=blue, markersize=5, label=f"mean of {len(steps)} seeds")
         panel.plot(fit_x, fit.steps(fine), color=red, label="hyperbola")
-        panel.set(xscale="log", yscale="log")
     left.plot(fine, examples.min() / fine, "--", color="grey", linewidth=1, label="linear scaling")
-    left.set(xlabel="Batch size", ylabel="Steps to the target loss")
-    middle.set(xlabel="Examples to the target loss", ylabel="Steps to the target loss")
+    left.set(xlabel="Batch size", ylabel="Steps to the target loss", ylim=(0.7 * steps.min(), 1.4 * steps.max()))
+    right.set(xlabel="Examples to the target loss")
     critical = fit.critical_batch_size
-    for interval, color, label in ((critical, red, "$B_{crit}$"), (twenty, green, "20 %")):
+    for interval, color, label in (
+        (critical, red, "$B_{crit}$ and 95 % interval"),
+        (twenty, green, "20 % above linear, and 95 %"),
+    ):
         if math.isfinite(interval.value) and interval.value > 0:
-            for panel, line, span in ((left, left.axvline, left.axvspan), (right, right.axhline, right.axhspan)):
-                line(interval.value, color=color, linewidth=1, label=label if panel is left else None)
+            spans = [(left.axvline, left.axvspan), *((panel.axhline, panel.axhspan) for panel in below)]
+            for line, span in spans:
+                line(interval.value, color=color, linewidth=1, label=label)
                 if math.isfinite(interval.high) and not math.isnan(interval.low):
                     span(interval.low, interval.high, color=color, alpha=0.1, linewidth=0)
-    left.set_ylim(0.7 * mean.min(), 1.4 * mean.max())
-    for panel in (left, middle):
-        panel.legend(loc="lower left" if panel is left else "upper right")
-    left.set_xscale("log", base=2)
-    left.xaxis.set_major_formatter("{x:g}")
+    figures.legend_above(figure, left, columns=3)
 
+    limits = 0.5 * sizes[0], 2 * max(sizes[-1], *(one for one in _values(along)[:, :, 0].flat if math.isfinite(one)))
     seen = np.array([row["examples_seen"] for row in along], np.float64)
-    for name, color, marker, label in (
-        ("branched", blue, "o", "branches"),
-        ("gradient_noise_scale", purple, "s", "$B_{simple}$"),
+    for panel, color, title, values in zip(
+        below, (blue, purple), ("Branches", "$B_{simple}$"), _values(along), strict=True
     ):
-        values = np.array([row[name] for row in along], np.float64)
         known = np.isfinite(values[:, 0])
-        bars = np.abs(values[known, 1:].T - values[known, 0])
-        bars[~np.isfinite(bars)] = 0  # unbounded, or of one seed
-        right.errorbar(seen[known], values[known, 0], bars, color=color, marker=marker, capsize=3, label=label)
-    right.set(xscale="log", yscale="log", xlabel="Examples seen", ylabel="Batch size")
-    largest = max(row["gradient_noise_scale"].value for row in along)
-    right.set_ylim(0.7 * sizes[0], 1.4 * max(sizes[-1], largest if math.isfinite(largest) else 0))
-    for axis in (left.yaxis, middle.yaxis, middle.xaxis, right.xaxis, right.yaxis):
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:,.0f}")
-        axis.set_minor_formatter("")
-    right.legend()
+        x, (middle, low, high) = seen[known], values[known].T
+        bars = [np.nan_to_num(middle - low.clip(limits[0])), np.nan_to_num(high.clip(max=limits[1]) - middle)]
+        panel.errorbar(x, middle, bars, color=color, marker="o", markersize=5, capsize=3)
+        for end, beyond, marker in ((limits[0], low < limits[0], "v"), (limits[1], high > limits[1], "^")):
+            [tips] = panel.plot(x[beyond], np.full(beyond.sum(), end), marker, color=color, clip_on=False)
+            tips.set_in_layout(False)
+        panel.set(title=f"{title}, 95 % interval of {len(steps)} seeds", xlabel="Examples seen", ylim=limits)
+    below[0].set(ylabel="Batch size")
+    for panel in panels.flat:
+        panel.set(xscale="log", yscale="log")
+        for axis in (panel.xaxis, panel.yaxis):
+            figures.plain_ticks(axis)
+    left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter("{x:,g}")
     return figure
+
+
+def _values(along: Sequence[dict[str, Any]]) -> np.ndarray:
+    """[2, points, 3]: the intervals of the branches and of the gradient noise scale."""
+    return np.array([[row[name] for row in along] for name in ("branched", "gradient_noise_scale")], np.float64)
 
 
 @contextlib.contextmanager

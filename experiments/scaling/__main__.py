@@ -11,7 +11,8 @@ error of the prediction. See `bsjax.analysis.time_model` for the model.
 
 Left: the four schedules of Figure 5 of a preset. Right: ImageNet as in Section 5.3 of the paper (N = 1,281,167, 90
 epochs, batches from 8,192 to 65,536), with the operations and parameters of ResNet-50. Lines: D devices throughout;
-rings: in each phase, as many as speed it up, D at most. Below: the number at which each phase stops speeding up.
+rings: in each phase, as many as speed it up, D at most. Below: the number at which each phase stops speeding up,
+which depends on its batch size alone.
 
 Five seconds on a CPU. Under the default assumptions, batches of 128, 640, 3,200 and 5,120 on CIFAR-10 stop speeding up
 at 8, 64, 256 and 512 devices; ImageNet's of 8,192 and 65,536 at 2,048 and 16,384. The original schedule hardly gains
@@ -29,10 +30,8 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
-import numpy as np
 import optax
 from absl import flags
-from matplotlib.ticker import NullFormatter
 
 from bsjax import InvalidArgument, Plan, Recipe
 from bsjax.analysis.time_model import AllReduce, Costs, Prediction, best_num_devices, predict
@@ -87,6 +86,10 @@ class Line(NamedTuple):
     fixed: dict[int, Prediction]  # on this number throughout
     growing: dict[int, Prediction]  # in each phase on as many as speed it up, up to this number
     stops: tuple[int, ...]  # the number of devices at which each phase stops speeding up; may exceed the others
+
+    def text(self, stop: int) -> str:
+        """One of `stops`, with a mark if it is the largest number that is looked at."""
+        return "≥ " * (stop == max(self.fixed) << _BEYOND) + f"{stop:,}"
 
 
 def preset_workload(study: Study) -> Workload:
@@ -204,48 +207,67 @@ def print_lines(workload: Workload, lines: dict[str, Line], counts: Sequence[int
                 f"{prediction.device_hours:>14.4g}{share:>12.1%}"
             )
         first = zip(line.plan.phases[:8], line.stops[:8], strict=True)
-        phases = [f"batch {phase.batch_size:,} at {stop:,}" for phase, stop in first]
+        phases = [f"batch {phase.batch_size:,} at {line.text(stop)}" for phase, stop in first]
         more = f", {len(line.stops) - 8:,} more" if len(line.stops) > 8 else ""
         print(f"{'':{width}}  stops speeding up: {', '.join(phases)}{more}")
 
 
 def draw(workloads: dict[str, dict[str, Line]]) -> Any:
     """The picture: a column for each workload, by its title."""
-    shape = 3, len(workloads)
-    figure, panels = plt.subplots(*shape, figsize=(9, 9.5), layout="constrained", squeeze=False)
-    for column, (title, lines) in zip(panels.T, workloads.items(), strict=True):
-        time, cost, stops = column
+    figure = plt.figure(figsize=(9, 9), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 1))
+    above, below = parts
+    below.suptitle("Devices at which each phase stops speeding up", fontsize="medium")
+    columns = above.subplots(2, len(workloads), squeeze=False).T, below.subplots(1, len(workloads), squeeze=False)[0]
+    for (time, cost), stops, (title, lines) in zip(*columns, workloads.items(), strict=True):
         time.set_title(title, fontsize="medium")
         for i, (label, line) in enumerate(lines.items()):
-            look = figures.line_style(i)
-            ring = {"color": look["color"], "marker": "o", "markersize": 4, "markerfacecolor": "white"}
+            look = figures.style_of(label)
+            # Rings of several sizes, all of which can be seen where they coincide.
+            ring = {"color": look["color"], "markersize": 9 - 2 * i, "markerfacecolor": "none", "linestyle": ""}
             for axes, name, unit in ((time, "wall_time_s", 3600), (cost, "device_hours", 1)):
                 fixed, growing = (
                     [getattr(one, name) / unit for one in found.values()] for found in (line.fixed, line.growing)
                 )
                 axes.plot(list(line.fixed), fixed, **look, label=label)
-                axes.plot(list(line.growing), growing, **ring, linestyle="", zorder=3)
-            epochs = [phase.examples_seen / line.plan.dataset_size for phase in line.plan.phases]
-            end = line.plan.num_examples / line.plan.dataset_size
-            # Beside each other where they coincide.
-            stops.stairs(np.array(line.stops) * 1.07**i, [*epochs, end], baseline=None, **look)
-        time.plot([], [], **ring | {"color": "grey"}, linestyle="", label="as many as speed up each phase")
+                axes.plot(list(line.growing), growing, "o", **ring, zorder=3)
+        time.plot([], [], **ring | {"color": "grey"}, marker="o", label="as many as speed up each phase")
         time.set(ylabel="Hours", yscale="log")
-        cost.set(ylabel="Device-hours", yscale="log")
+        # Less than a decade is drawn from zero on, so that small differences look small.
+        smallest, largest = cost.dataLim.intervaly
+        cost.set(ylabel="Device-hours", ylim=(0, 1.1 * largest))
+        if largest > 10 * smallest:
+            cost.set(yscale="log", ylim=(smallest / 2, 2 * largest))
         for axes in (time, cost):
             axes.set_xlabel("Devices")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:,.0f}")
-            axes.yaxis.set_major_formatter("{x:g}")
-            low, high = axes.get_ylim()
-            axes.set_ylim(top=max(high, 10 * low))  # a decade at least, so that small differences look small
-            axes.yaxis.set_minor_formatter("{x:g}" if high <= 10 * low else NullFormatter())
-        stops.set(xlabel="Epochs", ylabel="Devices where speeding up stops")
-        stops.set_yscale("log", base=2)
-        stops.set_ylim(stops.get_ylim()[0] / 2, stops.get_ylim()[1] * 2)
-        stops.yaxis.set_major_formatter("{x:,.0f}")
+            if axes.get_yscale() == "log":
+                figures.plain_ticks(axes.yaxis)
         time.legend(loc="best", fontsize=7.5, handlelength=3.2)
+        _draw_stops(stops, lines)
     return figure
+
+
+def _draw_stops(axes: Any, lines: dict[str, Line]) -> None:
+    """A row for each schedule, and in each phase the number of devices at which it stops speeding up."""
+    logs = plt.Normalize(0, 2 * max(math.log2(max(line.stops)) for line in lines.values()) + 1)
+    for i, line in enumerate(lines.values()):
+        phases, length = line.plan.phases, line.plan.num_examples
+        ends = [*(phase.examples_seen for phase in phases[1:]), length]
+        for phase, end, stop in zip(phases, ends, line.stops, strict=True):
+            x, width = (
+                phase.examples_seen / line.plan.dataset_size,
+                (end - phase.examples_seen) / line.plan.dataset_size,
+            )
+            color = plt.get_cmap("Blues")(logs(math.log2(stop)))
+            axes.barh(i, width, left=x, color=color, edgecolor="white", linewidth=0.5)
+            if end - phase.examples_seen > 0.1 * length:  # there is room
+                axes.text(x + width / 2, i, line.text(stop), ha="center", va="center")
+    axes.set_yticks(range(len(lines)), lines)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set_xlabel("Epochs")
 
 
 def csv_rows(workload: Workload, lines: dict[str, Line]) -> list[dict[str, Any]]:

@@ -74,6 +74,7 @@ def test_measured_step_times(call, read_csv, tmp_path):
     assert re.search(r"digits, mlp\. Step times measured on cpu: StepTimes\(accumulate_s=\{2: .*, 8: ", result.stdout)
     assert result.stdout.count("ASSUMED, not measured") == 1  # ImageNet's
     assert "Microbatches of 8 at most" in result.stdout  # the largest that was measured
+    assert "stops speeding up: batch 8,192 at ≥ 64, batch 65,536 at ≥ 64\n" in result.stdout  # none larger was tried
     assert all(float(row["wall_time_s"]) > 0 for row in read_csv(tmp_path / "scaling.csv"))
 
 
