@@ -16,11 +16,18 @@ from bsjax.models.dropout import Dropout
 from bsjax.models.ghost_batch_norm import GhostBatchNorm
 from bsjax.models.mlp import MLP
 from bsjax.models.resnet import ResNet18, WideResNet
+from bsjax.models.resnet9 import ResNet9
 
-__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm", "ResNet18"]
-__all__ += ["WideResNet", "create_model", "ghost_batch_size_of"]
+__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm", "ResNet9"]
+__all__ += ["ResNet18", "WideResNet", "create_model", "ghost_batch_size_of"]
 
-_CLASSIFIERS: dict[str, Any] = {"mlp": MLP, "cnn": CNN, "resnet18": ResNet18, "wide_resnet": WideResNet}
+_CLASSIFIERS: dict[str, Any] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet9": ResNet9,
+    "resnet18": ResNet18,
+    "wide_resnet": WideResNet,
+}
 _AUTOENCODERS: dict[str, Any] = {"conv_autoencoder": ConvAutoencoder}
 _MODELS = _CLASSIFIERS | _AUTOENCODERS
 CLASSIFIERS, AUTOENCODERS, MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_MODELS)

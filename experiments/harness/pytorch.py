@@ -53,11 +53,11 @@ class _BatchNorm(nn.BatchNorm2d):
 
 
 class _Conv(nn.Conv2d):
-    """Without bias. With stride 2 flax pads below and to the right only, PyTorch's users pad all around."""
+    """Without bias. With size 3 and stride 2 flax pads below and to the right only, PyTorch's users all around."""
 
     def __init__(self, before: int, after: int, size: int, stride: int, pads_as_flax: bool):
         self.pads_below = pads_as_flax and stride == 2 and size == 3
-        super().__init__(before, after, size, stride, 0 if self.pads_below else size // 2, bias=False)
+        super().__init__(before, after, size, stride, 0 if self.pads_below else (size - 1) // 2, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(F.pad(x, (0, 1, 0, 1)) if self.pads_below else x)
@@ -111,6 +111,31 @@ class _CNN(_Network):
         for conv, norm in zip(self.Conv, self.GhostBatchNorm, strict=True):
             x = F.max_pool2d(F.relu(norm(conv(x))), 2)
         return self.Dense[0](x.permute(0, 2, 3, 1).flatten(1))  # flax's order, and no copy in channels-last format
+
+
+class _ResNet9(_Network):
+    def __init__(self, image_shape: Sequence[int], num_classes: int, *options: Any, width: int = 24):
+        super().__init__(*options)
+        before = image_shape[-1]
+        for layer, factor in enumerate((1, 2, 2, 2, 4, 4, 4, 4)):
+            self.add_conv(before, factor * width, *(() if layer else (4, 2)))
+            self.add_norm(factor * width)
+            before = factor * width
+        self.add_dense(before, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers = zip(self.Conv, self.GhostBatchNorm, strict=True)
+
+        def layer(x: torch.Tensor, pools: bool = False) -> torch.Tensor:
+            conv, norm = next(layers)
+            x = conv(x)
+            return F.relu(norm(F.max_pool2d(x, 2) if pools else x))
+
+        x = layer(layer(x), pools=True)
+        x = x + layer(layer(x))
+        x = layer(layer(x, pools=True))
+        x = x + layer(layer(x))
+        return self.Dense[0](x.amax(dim=(2, 3)))
 
 
 class _WideResNet(_Network):
@@ -176,7 +201,13 @@ class _ResNet18(_Network):
         return self.Dense[0](x.mean(dim=(2, 3)))
 
 
-_MODELS: dict[str, Any] = {"mlp": _MLP, "cnn": _CNN, "wide_resnet": _WideResNet, "resnet18": _ResNet18}
+_MODELS: dict[str, Any] = {
+    "mlp": _MLP,
+    "cnn": _CNN,
+    "resnet9": _ResNet9,
+    "wide_resnet": _WideResNet,
+    "resnet18": _ResNet18,
+}
 
 
 def create_model(

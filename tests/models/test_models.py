@@ -4,14 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from bsjax import InvalidArgument
-from bsjax.models import CLASSIFIERS, CNN, MLP, ConvAutoencoder, ResNet18, WideResNet, create_model, ghost_batch_size_of
+from bsjax.models import (
+    CLASSIFIERS,
+    CNN,
+    MLP,
+    ConvAutoencoder,
+    ResNet9,
+    ResNet18,
+    WideResNet,
+    create_model,
+    ghost_batch_size_of,
+)
 from bsjax.optimizers import create_optimizer
 
 SMALL = {
     "mlp": MLP(10, width=4),
     "cnn": CNN(10, width=4, ghost_batch_size=2),
+    "resnet9": ResNet9(10, width=2, ghost_batch_size=2),
     "resnet18": ResNet18(10, width=2, ghost_batch_size=2),
     "wide_resnet": WideResNet(10, depth=16, width=1, ghost_batch_size=2),
 }
@@ -45,6 +57,7 @@ def test_wide_resnets_have_the_published_numbers_of_parameters(depth, width, pub
 def test_numbers_of_parameters():
     assert num_params(create_model("wide_resnet", 10), (32, 32, 3)) == 2_748_890
     assert num_params(create_model("resnet18", 10), (32, 32, 3)) == 11_173_962
+    assert num_params(create_model("resnet9", 10), (32, 32, 3)) == 345_370
     layers = [9 * 4, 2 * 4, 9 * 4 * 8, 2 * 8, 9 * 8 * 16, 2 * 16, 4 * 16 * 3 + 3]  # 16×16 pixels become 2×2
     assert num_params(CNN(3, depth=3, width=4), (16, 16, 1)) == sum(layers)
     assert num_params(MLP(3, depth=2, width=5), (4, 4, 2)) == (32 * 5 + 5) + (5 * 5 + 5) + (5 * 3 + 3)
@@ -113,10 +126,10 @@ class PlainLayers:
         standard = (x - self.stats[name]["mean"]) / jnp.sqrt(self.stats[name]["var"] + 1e-5)
         return self.params[name]["scale"] * standard + self.params[name]["bias"]
 
-    def logits(self, x):
+    def logits(self, features):
         names = {f"Conv_{i}" for i in range(self.num_convs)} | {f"GhostBatchNorm_{i}" for i in range(self.num_norms)}
         assert names | {"Dense_0"} == self.params.keys()
-        return x.mean(axis=(1, 2)) @ self.params["Dense_0"]["kernel"] + self.params["Dense_0"]["bias"]
+        return features @ self.params["Dense_0"]["kernel"] + self.params["Dense_0"]["bias"]
 
 
 def plain_wide_resnet(layers, x):
@@ -132,7 +145,7 @@ def plain_wide_resnet(layers, x):
         shortcut = conv(y, stride)
         x = shortcut + conv(activated(conv(y, stride)))
         x = x + conv(activated(conv(activated(x))))
-    return activated(x)
+    return activated(x).mean(axis=(1, 2))
 
 
 def plain_resnet18(layers, x):
@@ -147,10 +160,30 @@ def plain_resnet18(layers, x):
         y = layer(relu(layer(x, stride)))
         x = relu((x if stride == 1 else layer(x, stride)) + y)
         x = relu(x + layer(relu(layer(x))))
-    return x
+    return x.mean(axis=(1, 2))
 
 
-@pytest.mark.parametrize(("name", "plain"), [("wide_resnet", plain_wide_resnet), ("resnet18", plain_resnet18)])
+def plain_resnet9(layers, x):
+    """Pooling precedes the normalisation; the blocks add what they have activated."""
+    relu = jax.nn.relu
+
+    def layer(x):
+        return relu(layers.norm(layers.conv(x)))
+
+    def pooled(x):
+        return relu(layers.norm(nn.max_pool(layers.conv(x), (2, 2), (2, 2))))
+
+    x = relu(layers.norm(layers.conv(x, stride=2)))
+    x = pooled(x)
+    x = x + layer(layer(x))
+    x = layer(pooled(x))
+    return (x + layer(layer(x))).max(axis=(1, 2))
+
+
+PLAIN = {"wide_resnet": plain_wide_resnet, "resnet18": plain_resnet18, "resnet9": plain_resnet9}
+
+
+@pytest.mark.parametrize(("name", "plain"), PLAIN.items())
 def test_residual_networks(float64, variables_of, name, plain):
     model, images = SMALL[name].clone(dtype=jnp.float64), np.random.RandomState(0).randn(2, 16, 16, 3)
     variables = variables_of(model, images.shape[1:])
