@@ -201,7 +201,7 @@ class RunConfig(_Concern):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that a run's numbers depend on, by concern. The defaults are the digits preset's first schedule.
+    """Everything that a run's numbers depend on, by concern.
 
     A field has the name of its flag, and all names differ.
 

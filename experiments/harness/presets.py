@@ -82,15 +82,27 @@ _CIFAR10_SMALL = Preset(
 )
 
 PRESETS = {
-    # The whole paper in minutes on a laptop. A batch of N/10 is where the paper stops growing.
+    # The whole paper in minutes on a laptop. A batch of N/10 is where the paper stops growing. Crops and a large weight
+    # decay keep the task hard and the noise high, so that the learning rate must decay; as large a factor of learning
+    # rate and momentum as on CIFAR-10 leaves too few updates. Found by search with the seeds 100 to 109.
     "digits": Preset(
-        Config(),
+        Config().replace(
+            augmentation="crop",
+            learning_rate=0.02,
+            weight_decay=5e-3,
+            num_epochs=40,
+            lr_decay_epochs=(12.0, 24.0, 32.0),
+        ),
         dataset_size=1437,
         hybrid_max_batch_size=40,
         growing_max_batch_size=144,
         max_batch_size=144,
         margins={"accuracy": 0.01},
         test_size=360,
+        sgd_learning_rate=0.2,
+        adam_learning_rate=0.01,
+        scale_learning_rate=2.0,
+        scale_momentum=0.95,
     ),
     "fashion_mnist": dataclasses.replace(
         _CIFAR10_SMALL,
