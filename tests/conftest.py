@@ -1,8 +1,12 @@
 """Eight devices on the CPU, and what the tests of the engine share."""
 
+import json
 import os
+import pathlib
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -102,6 +106,26 @@ def heed_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory):
+    """A function that runs a script, given as Python takes it, in a process that need not import JAX: a fork."""
+    outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("stdout", "stderr")]
+    # With one thread, because a fork keeps no others.
+    server = [sys.executable, str(pathlib.Path(__file__).with_name("forking.py"))]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
+    with subprocess.Popen(server, text=True, **streams) as process:
+
+        def run(*arguments):
+            for path in outputs:
+                path.write_text("")
+            arguments = [str(argument) for argument in arguments]
+            print(json.dumps([arguments, dict(os.environ), list(map(str, outputs))]), file=process.stdin, flush=True)
+            code = int(process.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
+
+        yield run
 
 
 @pytest.fixture
