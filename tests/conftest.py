@@ -26,6 +26,10 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 # Data sets and measured times that a test writes are not the user's; its processes inherit this.
 _CACHE = tempfile.TemporaryDirectory(prefix="bsjax-tests-")
 os.environ["BSJAX_DATA_DIR"] = _CACHE.name
+# Tests compile some programs several times, such as for another engine. Each process has a folder of its own, because
+# JAX's files may be read while they are written.
+jax.config.update("jax_compilation_cache_dir", os.path.join(_CACHE.name, "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 @pytest.fixture
