@@ -32,6 +32,22 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(_CACHE.name, "compil
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
+# Files with tests that take long begin first, so that no process is left with one at the end.
+_SLOW = (
+    "test_scripts",
+    "test_faults",
+    "test_multihost",
+    "test_benchmark",
+    "test_checkpoint",
+    "test_tasks",
+    "test_engine",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _SLOW)
+
+
 @pytest.fixture
 def float64():
     """Lets JAX compute in float64, in this thread."""
@@ -121,11 +137,12 @@ def run_python(tmp_path_factory):
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
     with subprocess.Popen(server, text=True, **streams) as process:
 
-        def run(*arguments):
+        def run(*arguments, cwd="."):
             for path in outputs:
                 path.write_text("")
-            arguments = [str(argument) for argument in arguments]
-            print(json.dumps([arguments, dict(os.environ), list(map(str, outputs))]), file=process.stdin, flush=True)
+            arguments, folder = [str(argument) for argument in arguments], os.path.abspath(cwd)
+            request = json.dumps([arguments, folder, dict(os.environ), list(map(str, outputs))])
+            print(request, file=process.stdin, flush=True)
             code = int(process.stdout.readline())
             return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
 

@@ -28,7 +28,7 @@ _SMALL += ("--microbatch_size=auto",)
             "train",
             "--learning_rate=1e9 --model=mlp --microbatch_size=auto",
             1,
-            "train_loss is (nan|inf) at update .*; try a smaller",
+            "train_loss is (nan|inf) at update .*; try a",
         ),
         ("train", "seed=1", 2, "'seed=1' is not a flag; nearest: --seed=1$"),
         ("train", "banana", 2, "'banana' is not a flag$"),
