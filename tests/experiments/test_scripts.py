@@ -26,9 +26,9 @@ _SMALL += ("--microbatch_size=auto",)
         ("train", "--scale_learning_rate=1000", 2, "--scale_learning_rate is 1000.0; .*; nearest: 179$"),
         (
             "train",
-            "--learning_rate=1e9 --model=mlp --microbatch_size=auto",
+            "--learning_rate=1e30 --model=mlp --microbatch_size=auto",
             1,
-            "train_loss is (nan|inf) at update .*; try a",
+            "train_loss is (nan|inf) at update .*; try a smaller",
         ),
         ("train", "seed=1", 2, "'seed=1' is not a flag; nearest: --seed=1$"),
         ("train", "banana", 2, "'banana' is not a flag$"),
