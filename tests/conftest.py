@@ -1,8 +1,12 @@
 """Eight devices on the CPU, and what the tests of the engine share."""
 
+import json
 import os
+import pathlib
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -22,6 +26,26 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_opti
 # Data sets and measured times that a test writes are not the user's; its processes inherit this.
 _CACHE = tempfile.TemporaryDirectory(prefix="bsjax-tests-")
 os.environ["BSJAX_DATA_DIR"] = _CACHE.name
+# Tests compile some programs several times, such as for another engine. Each process has a folder of its own, because
+# JAX's files may be read while they are written.
+jax.config.update("jax_compilation_cache_dir", os.path.join(_CACHE.name, "compiled"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
+
+
+# Files with tests that take long begin first, so that no process is left with one at the end.
+_SLOW = (
+    "test_scripts",
+    "test_faults",
+    "test_multihost",
+    "test_benchmark",
+    "test_checkpoint",
+    "test_tasks",
+    "test_engine",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _SLOW)
 
 
 @pytest.fixture
@@ -102,6 +126,27 @@ def heed_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory):
+    """A function that runs a script, given as Python takes it, in a process that need not import JAX: a fork."""
+    outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("stdout", "stderr")]
+    # With one thread, because a fork keeps no others.
+    server = [sys.executable, str(pathlib.Path(__file__).with_name("forking.py"))]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": os.environ | {"OPENBLAS_NUM_THREADS": "1"}}
+    with subprocess.Popen(server, text=True, **streams) as process:
+
+        def run(*arguments, cwd="."):
+            for path in outputs:
+                path.write_text("")
+            arguments, folder = [str(argument) for argument in arguments], os.path.abspath(cwd)
+            request = json.dumps([arguments, folder, dict(os.environ), list(map(str, outputs))])
+            print(request, file=process.stdin, flush=True)
+            code = int(process.stdout.readline())
+            return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
+
+        yield run
 
 
 @pytest.fixture

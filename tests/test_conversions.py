@@ -172,7 +172,7 @@ def test_growth_counts_from_the_smallest_batch_of_a_schedule():
     assert constant.increase_batch_size(9, growth=2).at([0, 500]).batch_size.tolist() == [3, 5]
 
 
-@PROPERTY
+@settings(PROPERTY, max_examples=10)
 @given(st.data())
 def test_conversions_are_values(data):
     recipe = data.draw(recipes())

@@ -18,6 +18,7 @@ BLOCKS = [
     for name, page in PAGES.items()
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
 ]
+README = [block.values[0] for block in BLOCKS if block.id.startswith("README")]
 COMMANDS = re.findall(r"python(?: -m (experiments\.\w+)| (scripts/\w+\.py))((?:\\\n|[^`#\n])*)", TEXT)
 
 
@@ -27,12 +28,14 @@ def test_the_readme_begins_with_two_commands():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_programs_run_and_print_what_they_say(block, tmp_path):
+def test_programs_run_and_print_what_they_say(block, run_python, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(block, encoding="utf-8")
-    result = subprocess.run(
-        [sys.executable, "-W", "error", program], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    if block in README:  # in a new Python, where imports may warn
+        command, options = [sys.executable, "-W", "error", program], {"capture_output": True, "text": True}
+        result = subprocess.run(command, cwd=tmp_path, timeout=300, **options)
+    else:
+        result = run_python("-W", "error", program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     expected = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
     assert expected
@@ -41,10 +44,9 @@ def test_programs_run_and_print_what_they_say(block, tmp_path):
 
 
 def test_the_programs_are_those_that_a_newcomer_needs():
-    readme = [block.values[0] for block in BLOCKS if block.id.startswith("README")]
-    assert len(readme) == 2
-    assert [f"# line {number}" in readme[0] for number in range(1, 7)] == [True] * 5 + [False]
-    assert all(name in readme[1] for name in ("from_loss(", "Engine(", "run.train("))
+    assert len(README) == 2
+    assert [f"# line {number}" in README[0] for number in range(1, 7)] == [True] * 5 + [False]
+    assert all(name in README[1] for name in ("from_loss(", "Engine(", "run.train("))
 
 
 def test_commands_and_their_flags_exist():
@@ -71,7 +73,7 @@ def test_files_exist():
 def test_what_the_demo_prints_is_told_without_pinning_the_digits():
     demo = PAGES["README.md"].split("The demo prints a table.")[1].split("\n## ")[0]
     updates = re.findall(r"^    (?:Original|Increas).*?  ([\d,]+)  ", demo, re.MULTILINE)
-    assert updates == ["10,778", "4,512", "1,119", "599"]
+    assert updates == ["7,185", "2,747", "1,454", "819"]
     for words in ("± is the standard deviation", "depend on the CPU", "constant learning rate"):
         assert re.search(words.replace(" ", r"\s+"), demo)
 

@@ -1,12 +1,11 @@
 """Data sets from .npz files, and the script that prepares data sets."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import pathlib
 import re
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -140,11 +139,12 @@ def test_a_class_for_each_label_only_up_to_a_limit(small, tmp_path, dtype, label
 # The script.
 
 
-def call(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def call(run_python):
+    return functools.partial(run_python, SCRIPT)
 
 
-def test_the_script_prepares_once_and_mends(small, assert_same_dataset, tmp_path):
+def test_the_script_prepares_once_and_mends(call, small, assert_same_dataset, tmp_path):
     source, data_dir = tmp_path / "mine.npz", tmp_path / "data"
     np.savez(source, **npz_arrays(small))
     arguments = ["--dataset=small", f"--source={source}", f"--data_dir={data_dir}"]
@@ -179,7 +179,7 @@ def test_the_script_prepares_once_and_mends(small, assert_same_dataset, tmp_path
     assert_same_dataset(load_dataset("small", data_dir), small)
 
 
-def test_errors_of_the_script_are_one_line(small, tmp_path):
+def test_errors_of_the_script_are_one_line(call, small, tmp_path):
     np.savez(tmp_path / "mine.npz", **npz_arrays(small))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"no archive")
     (tmp_path / "file").touch()
@@ -197,10 +197,10 @@ def test_errors_of_the_script_are_one_line(small, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--help", "--helpshort"])
-def test_help_shows_the_flags_of_the_script_alone(flag):
+def test_help_shows_the_flags_of_the_script_alone(call, flag):
     shown = re.findall(r"^ +--(?:\[no\])?(\w+):", call(flag).stdout, re.MULTILINE)
     assert shown == ["allow_other_checksum", "data_dir", "dataset", "source"]
 
 
-def test_nothing_to_prepare():
+def test_nothing_to_prepare(call):
     assert call("--dataset=digits").stdout == "digits comes with bsjax; there is nothing to prepare.\n"

@@ -158,9 +158,8 @@ def assert_replicas_equal(stacked, expected, tolerance):
         ("momentum", jnp.float64, 1, 16),  # several of two ghosts, the last one padded
         ("momentum", jnp.float64, 8, 8),  # one ghost on each device, or none
         ("momentum", jnp.float64, 8, 4),  # two devices share a ghost
-        ("momentum", jnp.float64, 8, 2),  # four
+        ("adam", jnp.float64, 8, 2),  # four
         ("momentum", jnp.float64, 8, 1),  # all
-        ("adam", jnp.float64, 8, 2),
         ("momentum", jnp.float32, 8, 4),
     ],
 )
@@ -251,7 +250,7 @@ def test_two_plans_of_one_recipe_consume_the_same_examples_in_the_same_order(flo
 
 def test_the_noise_is_that_of_all_microbatches_of_all_devices(dataset, random_state):
     """The same microbatches on one device and on four, padding included; and who measures nothing says so."""
-    model, tx = cnn(), create_optimizer("sgd")
+    model, tx = CNN(10, depth=1, width=2, ghost_batch_size=GHOST), create_optimizer("sgd")
     rows, engines = [], []
     for num_devices, microbatch_size in ((1, GHOST), (4, GHOST), (4, 2 * GHOST), (8, GHOST // 2), (1, 5 * GHOST)):
         devices = jax.devices()[:num_devices]

@@ -9,11 +9,14 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def call():
+def call(run_python):
     """A function that runs a script in a new process, with further environment variables."""
 
     def call(script, *arguments, **variables):
-        command = [sys.executable, "-m", f"experiments.{script}", *arguments]
+        command = ["-m", f"experiments.{script}", *arguments]
+        if not variables:
+            return run_python(*command)
+        command = [sys.executable, *command]  # JAX reads variables when it is imported
         return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=300)
 
     return call

@@ -19,9 +19,9 @@ _ARGUMENTS = ("--preset=digits", "--model=mlp", "--model_width=8", "--num_epochs
 _ARGUMENTS += ("--microbatch_size=auto",)
 
 
-def call(*arguments, without=()):
-    """Runs the script in a process where some packages cannot be imported."""
-    hide = f"import sys; sys.modules.update(dict.fromkeys({list(without)!r}))"
+def call_without(packages, *arguments):
+    """Runs the script in a process where these packages cannot be imported."""
+    hide = f"import sys; sys.modules.update(dict.fromkeys({packages!r}))"
     code = f"{hide}; import runpy; runpy.run_module('experiments.paper_runs', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, *_ARGUMENTS, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -69,7 +69,8 @@ def test_status(tmp_path):
 
 def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tmp_path):
     without = ["tqdm", "matplotlib", "matplotlib.pyplot", "tensorflow_datasets", "tensorflow", "grain"]
-    result = call("--rehearse", "--seeds=1", "--figures=5,4", "--nocontrols", f"--workdir={tmp_path}", without=without)
+    flags = ("--rehearse", "--seeds=1", "--figures=5,4", "--nocontrols", f"--workdir={tmp_path}")
+    result = call_without(without, *flags)
     assert result.returncode == 0, result.stderr
     sizes = {}
     for line in result.stdout.splitlines()[1:]:
@@ -85,21 +86,23 @@ def test_rehearse_runs_every_phase_of_every_schedule_without_pictures_or_bars(tm
     assert not (tmp_path / "runs").exists()
 
 
-def test_slices_of_time_come_to_the_end(read_csv, tmp_path):
-    arguments = ("--seeds=1", "--jobs=1", "--nocontrols", f"--workdir={tmp_path}")
+def test_slices_of_time_come_to_the_end(call, read_csv, tmp_path):
+    arguments = ("paper_runs", *_ARGUMENTS, "--seeds=1", "--jobs=1", "--nocontrols", f"--workdir={tmp_path}")
+    assert call(*arguments, "--list").stdout.endswith("0 done, 0 part, 19 missing\n")
+    arguments += ("--figures=5",)
     stopped = call(*arguments, "--seconds=0.001")
     assert (stopped.returncode, stopped.stderr) == (0, "")
-    assert stopped.stdout == "0 of 19 runs are complete; the same command continues.\n"
-    assert call(*arguments, "--list").stdout.endswith("0 done, 0 part, 19 missing\n")
+    assert stopped.stdout == "0 of 4 runs are complete; the same command continues.\n"
+    assert call(*arguments, "--list").stdout.endswith("0 done, 0 part, 4 missing\n")
 
     result = call(*arguments, "--seconds=290")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("All 19 runs are complete.\n")
-    assert call(*arguments, "--list").stdout.endswith("19 done, 0 part, 0 missing\n")
+    assert result.stdout.endswith("All 4 runs are complete.\n")
+    assert call(*arguments, "--list").stdout.endswith("4 done, 0 part, 0 missing\n")
 
     # The study's tables agree with the summaries of the runs.
     summaries, points = read_csv(tmp_path / "summary.csv"), read_csv(tmp_path / "metrics.csv")
-    assert len(summaries) == 19
+    assert len(summaries) == 4
     for row in summaries:
         summary = json.loads((tmp_path / "runs" / row["run"] / "summary.json").read_text())
         assert float(row["final_test_accuracy"]) == pytest.approx(summary["final_test_accuracy"], rel=1e-5)

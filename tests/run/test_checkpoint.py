@@ -47,8 +47,7 @@ def assert_same(workdir, expected, engine):
     jax.tree.map(np.testing.assert_array_equal, found.state, expected.state)
 
 
-@pytest.mark.parametrize(("optimizer", "examples_on"), [("momentum", "device"), ("adam", "host")])
-@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize(("optimizer", "examples_on", "num_devices"), [("momentum", "device", 1), ("adam", "host", 2)])
 def test_stopped_after_every_update_is_uninterrupted(tmp_path, make_dataset, optimizer, examples_on, num_devices):
     """With a batch that grows, crops, dropout and ghosts."""
     dataset = make_dataset(48)
@@ -135,9 +134,9 @@ def test_every_optimizer_continues_to_the_same_bits(run, make_engine, optimizer)
 
 def test_on_other_devices_it_continues_with_the_same_examples(run, make_engine):
     whole, _ = run(make_engine(), "whole")
-    run(make_engine(num_devices=2), "moved", 5)
-    moved, summary = run(make_engine(num_devices=4), "moved")
-    assert summary["num_devices"] == 4
+    run(make_engine(), "moved", 5)
+    moved, summary = run(make_engine(num_devices=2), "moved")
+    assert summary["num_devices"] == 2
     state, expected = (last_checkpoint(path, make_engine()).state for path in (moved, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, expected)
 

@@ -107,8 +107,7 @@ def test_on_a_full_disk_and_then_with_space_again(tmp_path, script, size):
     """A file system in memory, of so many KiB. The run writes checkpoints of 80 KiB."""
     if subprocess.run(["sh", "-c", f"unshare -rm mount -t tmpfs tmpfs {tmp_path}"], capture_output=True).returncode:
         pytest.skip("this system mounts no file systems for its users")
-    flags = "--model=mlp --num_epochs=4 --checkpoint_every_epochs=1 --checkpoint_min_s=0 --nocompilation_cache"
-    flags += " --microbatch_size=auto"
+    flags = "--model=mlp --num_epochs=4 --checkpoint_every_epochs=1 --checkpoint_min_s=0 --microbatch_size=auto"
     check = "import json, pathlib; [json.loads(path.read_text()) for path in pathlib.Path().glob('**/*.json')]"
     program = f"""
 run() {{ {sys.executable} -m experiments.{script} {flags} --workdir={tmp_path}/run || code=$?; echo code $code >&2; }}

@@ -104,22 +104,18 @@ def trained(request, tmp_path_factory):
     """The engine, the folder, and the summary of a run whose batch grows from 8 to 32."""
     task, make_data = request.param()
     train, test = make_data(TRAIN_SIZE), make_data(TEST_SIZE)
-
-    def make_engine():
-        tx = create_optimizer("momentum", weight_decay=1e-4)
-        return GuardedEngine(task, tx, train, test, [], seed=1, microbatch_size=8, devices=jax.devices()[:1])
-
+    tx, options = create_optimizer("momentum", weight_decay=1e-4), {"microbatch_size": 8, "devices": jax.devices()[:1]}
+    engine = GuardedEngine(task, tx, train, test, [], seed=1, **options)
     decay = optax.exponential_decay(0.05, transition_steps=6, decay_rate=1 / 8)
     recipe = bsjax.Recipe(decay, batch_size=8, dataset_size=TRAIN_SIZE, num_epochs=6)
     plan = recipe.increase_batch_size(max_batch_size=32, multiple_of=8).plan()
     folder = tmp_path_factory.mktemp("run")
-    engine = make_engine()
     summary = run.train(engine, plan, folder, run.Intervals(log_every_epochs=0.25), show="none")
-    return make_engine, plan, folder, engine, summary
+    return plan, folder, engine, summary
 
 
 def test_it_trains(trained):
-    _, plan, folder, engine, summary = trained
+    plan, folder, engine, summary = trained
     losses = [line["train_loss"] for line in run.read_metrics(folder / "metrics.jsonl") if "train_loss" in line]
     assert summary["completed"]
     assert summary["num_updates"] == plan.num_updates
@@ -128,7 +124,7 @@ def test_it_trains(trained):
 
 
 def test_its_batch_grows_without_a_recompilation(trained):
-    _, plan, _, engine, _ = trained
+    plan, _, engine, _ = trained
     assert len(plan.phases) == 4
     # The step of one microbatch, the three functions of several, and the evaluation.
     assert engine.num_compilations == 5
@@ -141,13 +137,11 @@ def test_its_noise_is_measured(trained):
 
 
 def test_it_resumes_to_the_same_bits(trained, tmp_path):
-    make_engine, plan, folder, _, summary = trained
+    plan, folder, engine, summary = trained
     count, resumed = 0, None
     while resumed is None:
         should_stop = functools.partial(next, iter([False] * 15), True)
-        resumed = run.train(
-            make_engine(), plan, tmp_path, run.Intervals(log_every_epochs=0.25), should_stop, show="none"
-        )
+        resumed = run.train(engine, plan, tmp_path, run.Intervals(log_every_epochs=0.25), should_stop, show="none")
         count += 1
     assert count == 3
     numbers = [name for name in summary if name.startswith(("final", "gradient_noise_scale"))]
