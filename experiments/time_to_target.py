@@ -59,10 +59,10 @@ class Target(NamedTuple):
         return f"{self.metric.replace('_', ' ')} {self.value:g}"
 
 
-# What the recipe with the seeds 0 to 4 (0 to 2; 0) reached at its end in experiments/results, less a margin: accuracy
-# 0.9939, of which three test images of 360; loss 0.2386; loss 0.599. This script's seeds begin at 10.
+# What the recipe reached at its end, less a margin: loss 0.096 with the seeds 100 to 109, which all reach the target,
+# but none with a constant learning rate; 0.2386 with the seeds 0 to 2; 0.599 with 0. This script's seeds begin at 10.
 TARGETS = {
-    "digits": Target("test_accuracy", 0.985),
+    "digits": Target("test_loss", 0.13),
     "fashion_mnist": Target("test_loss", 0.245),
     "cifar10_small": Target("test_loss", 0.62),
 }

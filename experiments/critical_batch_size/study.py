@@ -57,7 +57,7 @@ def _plain(config: Config, **values: Any) -> Config:
 
 PRESETS = {
     "digits": Preset(
-        _plain(presets.PRESETS["digits"].config, batch_size=8, learning_rate=0.1, num_epochs=60.0),
+        _plain(Config(), batch_size=8, learning_rate=0.1, num_epochs=60.0),
         target_loss=0.1,
         batch_sizes=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
         num_eval_examples=360,

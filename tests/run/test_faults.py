@@ -43,7 +43,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_code(start, wait_for_checkpoi
 
 
 def test_a_study_stops_all_its_runs_with_checkpoints(start, wait_for_checkpoint, tmp_path):
-    process = start("figure5", "--seeds=1", "--jobs=2")
+    process = start("figure5", "--nocontrols", "--seeds=1", "--jobs=2")
     wait_for_checkpoint(tmp_path, process)
     process.send_signal(signal.SIGTERM)
     code, _, error = end_of(process)
@@ -57,7 +57,7 @@ def test_a_study_stops_all_its_runs_with_checkpoints(start, wait_for_checkpoint,
 
 
 def test_a_study_that_dies_takes_its_runs_with_it(start, wait_for_checkpoint, tmp_path):
-    flags = ["--seeds=1", "--jobs=2", "--num_epochs=400", "--lr_decay_epochs=300"]
+    flags = ["--nocontrols", "--seeds=1", "--jobs=2", "--num_epochs=400", "--lr_decay_epochs=300"]
     process = start("figure5", *flags)
     wait_for_checkpoint(tmp_path, process)
     process.kill()
@@ -93,7 +93,7 @@ for name in ("metrics", "summary", next(name for name in expected if "params" in
 
 
 def test_ctrl_c_ends_a_study_that_compiles_without_training(start, tmp_path):
-    process = start("figure5", "--seeds=1", "--jobs=2", "--nocompilation_cache")
+    process = start("figure5", "--nocontrols", "--seeds=1", "--jobs=2", "--nocompilation_cache")
     while not list(tmp_path.glob("runs/*/identity.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -102,7 +102,9 @@ def test_ctrl_c_ends_a_study_that_compiles_without_training(start, tmp_path):
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
 
 
-@pytest.mark.parametrize(("script", "size"), [("train", 4), ("train", 200), ("figure5 --seeds=1 --jobs=2", 300)])
+@pytest.mark.parametrize(
+    ("script", "size"), [("train", 4), ("train", 200), ("figure5 --nocontrols --seeds=1 --jobs=2", 300)]
+)
 def test_on_a_full_disk_and_then_with_space_again(tmp_path, script, size):
     """A file system in memory, of so many KiB. The run writes checkpoints of 80 KiB."""
     if subprocess.run(["sh", "-c", f"unshare -rm mount -t tmpfs tmpfs {tmp_path}"], capture_output=True).returncode:
