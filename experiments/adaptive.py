@@ -58,9 +58,7 @@ def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
         look = {"color": figures.style_of(name)["color"], "marker": figures.marker_of(name), "markersize": 5}
         left.plot(row["updates"], i, **look)
         if (more := row["examples"] / table[0]["examples"]) > 1.05:
-            left.annotate(
-                f"{more:.1f} × the examples", (row["updates"], i - 0.45), ha="center", va="center", fontsize=7
-            )
+            left.annotate(f" {more:.1f} × the examples", (row["updates"], i - 0.4), va="center", fontsize=7)
         columns = ("difference", "difference_low", "difference_high")
         estimate, low, high = (scale.factor * (row[column] or 0.0) for column in columns)  # "" of the recipe itself
         bar = [[estimate - low], [high - estimate]] if math.isfinite(high - low) else None

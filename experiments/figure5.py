@@ -21,6 +21,7 @@ def main() -> None:
     scale = figures.scale_of(study, metric)
     figure, panels = figures.draw_schedules(curves, scale)
     panels[0, 1].set_xscale("log")
+    figures.plain_ticks(panels[0, 1].xaxis)
     figures.zoom(panels[0], curves, scale.factor)
     figures.caption(figure, study, scale)
     table = figures.print_results(results, study)

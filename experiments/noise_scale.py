@@ -78,7 +78,8 @@ def draw(curves: dict[str, NoiseCurve]) -> Any:
                 one.epoch, values, **look, marker=".", markersize=2, label=label
             )  # dots show what has no neighbour
             above = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.plot(gaps, heights, "x", color=look["color"], markersize=4, **above)
+            [crosses] = axes.plot(gaps, heights, "x", color=look["color"], markersize=4, **above)
+            crosses.set_in_layout(False)
     num_seeds = max((len(one.seeds) for one in curves.values()), default=0)
     left.plot([], [], ".", color="grey", markersize=3, label=f"one of {num_seeds} seeds")
     left.plot([], [], "x", color="grey", markersize=4, label="not measurable: |G|² ≤ 0")

@@ -13,7 +13,7 @@ from flax import linen as nn
 from bsjax import Update
 from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
 from bsjax.engine import Engine
-from bsjax.engine.devices import first_replica
+from bsjax.engine.devices import compiler_options, first_replica
 from bsjax.models import ConvAutoencoder, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
 from bsjax.tasks import Autoencoder, Classification
@@ -74,7 +74,7 @@ class BareLoop:
             accuracy = (logits.argmax(axis=-1) == y).mean()
             return (optax.apply_updates(params, updates), batch_stats, opt_state), jnp.stack([loss, accuracy])
 
-        self._step = jax.jit(step, donate_argnums=0)
+        self._step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(device))  # as the engine's
         examples = dataset.train.gather(np.arange(len(dataset.train)))
         self._data = jax.device_put((examples["image"], examples["label"]), device)
         params, batch_stats, _ = first_replica(EngineLoop(model, [], "auto").state)

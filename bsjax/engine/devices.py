@@ -8,7 +8,7 @@ them all, and a process hands over the entries of its own devices.
 With BSJAX_MAPPING=shard_map in the environment, `jax.shard_map` does what `jax.pmap` does: for a JAX without pmap.
 """
 
-import contextlib
+import functools
 import itertools
 import json
 import os
@@ -27,8 +27,9 @@ from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 
 MAPPINGS = ("pmap", "shard_map")
-# What XLA may leave to YNNPACK, a library of kernels for CPUs: its default without convolutions.
-_YNNPACK = ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
+# What XLA leaves to YNNPACK, a library of kernels for CPUs: its default without convolutions, which are Eigen's then.
+_KERNELS = ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
+_EIGENS_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": _KERNELS}
 
 
 def mapped(function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()) -> Any:
@@ -66,6 +67,7 @@ class Program:
     def __init__(self, function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()):
         self._mapped = mapped(function, devices, donate_argnums)
         self._sharding = _stacked(devices)
+        self._compiler_options = compiler_options(devices[0])
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._function, self._num_devices = function, len(devices)
         self._lowered: dict[Any, Any] = {}  # until their cost is known
@@ -86,7 +88,7 @@ class Program:
             if shape not in self._executables:
                 start = time.perf_counter()
                 self._lowered[shape] = self._lower(*args)
-                self._executables[shape] = _compiled(self._lowered[shape], self._sharding.mesh.devices.flat[0])
+                self._executables[shape] = self._lowered[shape].compile(compiler_options=self._compiler_options)
                 with self._counting:  # two shapes may be compiled at the same time
                     self.num_compilations += 1
                     self.compile_time_s += time.perf_counter() - start
@@ -137,12 +139,13 @@ def all_devices() -> list[jax.Device]:
 
 
 def compiler_options(device: jax.Device) -> dict[str, Any]:
-    """What XLA is to do otherwise than by default.
+    """What XLA is to do otherwise than by default, if this version of it can.
 
     On several cores of a CPU: Eigen's convolutions, because those of YNNPACK keep one core busy. On one, YNNPACK's are
     as fast.
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": _YNNPACK} if device.platform == "cpu" and num_cores() > 1 else {}
+    is_for_cores = device.platform == "cpu" and num_cores() > 1
+    return _EIGENS_CONVOLUTIONS if is_for_cores and _are_known(*_EIGENS_CONVOLUTIONS.items()) else {}
 
 
 def num_cores() -> int:
@@ -265,11 +268,13 @@ def check_same_everywhere(values: Mapping[str, Any]) -> None:
                 raise InvalidArgument(name, other.get(name), allowed)
 
 
-def _compiled(lowered: Any, device: jax.Device) -> jax.stages.Compiled:
-    if options := compiler_options(device):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # a version of XLA without them
-            return lowered.compile(compiler_options=options)
-    return lowered.compile()
+@functools.cache
+def _are_known(*options: tuple[str, str]) -> bool:
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _stacked(devices: Sequence[jax.Device]) -> jax.NamedSharding:
