@@ -8,7 +8,8 @@ import pytest
 from experiments import time_to_target
 from experiments.time_to_target import Target, table
 
-_SMALL = ("--presets=digits", "--nopytorch", "--seeds=1", "--num_epochs=3", "--model=mlp", "--model_width=8")
+_SMALL = ("--presets=digits", "--nopytorch", "--seeds=1", "--num_epochs=4", "--model=mlp", "--model_width=8")
+_SMALL += ("--microbatch_size=auto",)
 
 
 def points(accuracies, seconds_per_epoch=1.0):
@@ -49,8 +50,8 @@ def test_grown_and_decayed_reach_a_low_target(first):
         (time_to_target.GROWN, 10),
     ]
     decayed, grown = ([time_to_target.Point(*point) for point in run["points"]] for run in found["runs"])
-    assert len(decayed) == len(grown) == 3
-    assert decayed[-1].updates == -(-3 * 1437 // 8)
+    assert len(decayed) == len(grown) == 4
+    assert decayed[-1].updates == -(-4 * 1437 // 8)
     assert grown[0].updates == decayed[0].updates  # until the first decay they are the same run
     assert (grown[0].test_loss, grown[0].test_accuracy) == (decayed[0].test_loss, decayed[0].test_accuracy)
     assert grown[-1].updates < decayed[-1].updates
