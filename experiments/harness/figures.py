@@ -19,11 +19,9 @@ from experiments.harness.config import Config
 from experiments.harness.curves import Curve, curve, curve_rows, lines_with
 from experiments.harness.studies import Study, write_csv
 from experiments.harness.tables import (
-    final,
     finals,
     jobs_of,
     margin_of,
-    mean_examples,
     metric_of,
     print_notes,
     print_published,
@@ -33,21 +31,16 @@ from experiments.harness.tables import (
 )
 
 __all__ = [  # what the scripts use, wherever it is
-    "Curve",
     "curve",
     "curve_rows",
-    "final",
     "finals",
     "jobs_of",
     "lines_with",
-    "margin_of",
-    "mean_examples",
     "metric_of",
     "print_notes",
     "print_published",
     "print_results",
     "print_table",
-    "resolution_of",
 ]
 
 # Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
