@@ -116,9 +116,9 @@ class _CNN(_Network):
 class _ResNet9(_Network):
     def __init__(self, image_shape: Sequence[int], num_classes: int, *options: Any, width: int = 24):
         super().__init__(*options)
-        before = image_shape[-1]
-        for layer, factor in enumerate((1, 2, 2, 2, 4, 4, 4, 4)):
-            self.add_conv(before, factor * width, *(() if layer else (4, 2)))
+        before = 4 * image_shape[-1]
+        for factor in (1, 2, 2, 2, 4, 4, 4, 4):
+            self.add_conv(before, factor * width)
             self.add_norm(factor * width)
             before = factor * width
         self.add_dense(before, num_classes)
@@ -131,11 +131,11 @@ class _ResNet9(_Network):
             x = conv(x)
             return F.relu(norm(F.max_pool2d(x, 2) if pools else x))
 
-        x = layer(layer(x), pools=True)
+        x = layer(layer(F.pixel_unshuffle(x, 2)), pools=True)
         x = x + layer(layer(x))
         x = layer(layer(x, pools=True))
         x = x + layer(layer(x))
-        return self.Dense[0](x.amax(dim=(2, 3)))
+        return self.Dense[0](x.amax(dim=(2, 3))) / 8
 
 
 class _WideResNet(_Network):
