@@ -17,7 +17,6 @@ import math
 import pathlib
 import re
 import sys
-from typing import Any
 
 from absl import app, flags
 
@@ -53,14 +52,14 @@ def tables(results: pathlib.Path, patterns: list[str]) -> str:
         device = f"{len(about['devices'])} × {about['devices'][0]}, {about['cores']} cores"
         parts.append(
             f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})\n\n"
-            + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows))
-            + "".join(f"\n{note}\n" for note in _notes(rows, about))
+            + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows, about.get("jobs") == 1))
+            + "".join(f"\n{note}\n" for note in _notes(rows, about.get("jobs") == 1))
         )
     return "\n".join(parts)
 
 
-def _cells(rows: list[dict[str, str]]) -> list[list[str]]:
-    """The head, and a row for each schedule."""
+def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
+    """The head, and a row for each schedule; with times if each run was alone on the machine."""
     columns = {
         "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
         "updates": lambda row: f"{int(row['updates']):,}",
@@ -68,9 +67,10 @@ def _cells(rows: list[dict[str, str]]) -> list[list[str]]:
         "difference": lambda row: _difference(row) if row["difference"] else "",
         "verdict": lambda row: row["verdict"],
         "seeds": lambda row: row["seeds"] + (f", {row['diverged']} diverged" if int(row["diverged"]) else ""),
-        "time per run": lambda row: f"{row.get('run_time_s') or row['wall_time_s']} s",
-        "images/s": lambda row: f"{int(row['examples_per_second']):,}",
     }
+    if alone:
+        columns["time per run"] = lambda row: f"{row['run_time_s']} s"
+        columns["images/s"] = lambda row: f"{int(row['examples_per_second']):,}"
     if not any(row.get("difference") for row in rows):  # of one schedule, or older than the column
         del columns["difference"]
     if not any(row.get("verdict") for row in rows):
@@ -99,7 +99,7 @@ def _difference(row: dict[str, str]) -> str:
     return f"{estimate:.2f}" + f" [{low:.2f}, {high:.2f}]" * math.isfinite(low)
 
 
-def _notes(rows: list[dict[str, str]], about: dict[str, Any]) -> list[str]:
+def _notes(rows: list[dict[str, str]], alone: bool) -> list[str]:
     """What the columns mean, below the table."""
     notes = []
     if any(row.get("difference") for row in rows):
@@ -110,10 +110,8 @@ def _notes(rows: list[dict[str, str]], about: dict[str, Any]) -> list[str]:
             text += f" Verdict: equal, where the interval lies within the margin of ±{100 * float(margin):.1f} points,"
             text += " which the preset names; else different, where it excludes 0; else undecided."
         notes.append(text)
-    if "run_time_s" in rows[0]:
-        jobs = about.get("jobs")
-        shared = f"; {jobs} runs shared the machine" if jobs and jobs > 1 else "; one run at a time" if jobs else ""
-        notes.append(f"Time per run: without the compilation that the run waited for{shared}.")
+    if alone:
+        notes.append("Time per run: without the compilation that the run waited for; one run at a time.")
     return [" ".join(notes)] if notes else []
 
 

@@ -77,7 +77,8 @@ def print_results(
             compared, cells = _compared(metric, pair, margin, resolution_of(study, metric))
         row = {"schedule": label, **_row(metric, group), **compared}
         rows.append({**extra, **row})
-        printed.append(_cells(metric, row) | cells | {"s/run": row["run_time_s"]})
+        alone = study is not None and jobs_of(study) == 1  # else the runs slowed each other down
+        printed.append(_cells(metric, row) | cells | {"s/run": row["run_time_s"] if alone else ""})
     unequal = _is_unequal([row["examples"] for row in rows if not row["schedule"].startswith("Control")])
     used = [name for name in printed[0] if any(cells[name] for cells in printed) and (name != "examples" or unequal)]
     print()
@@ -102,8 +103,8 @@ def print_notes(study: Study, rows: Sequence[dict[str, Any]]) -> None:
         margin = f"{100 * margins[0]:.1f} points" if "test_accuracy_mean" in rows[0] else f"{margins[0]:g}"
         print(f"Verdict: equal, where the interval lies within ±{margin}, the preset's margin; else different,")
         print("where it excludes 0; else undecided, because there are too few seeds.")
-    shared = f"{jobs_of(study)} runs shared the machine" if jobs_of(study) > 1 else "one run at a time"
-    print(f"s/run is without the compilation that the run waited for; {shared}.")
+    if jobs_of(study) == 1:
+        print("s/run is without the compilation that the run waited for; one run at a time.")
 
 
 def print_published(published: dict[str, tuple[str, float]]) -> None:
