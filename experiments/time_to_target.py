@@ -148,9 +148,11 @@ def run_pytorch(config: Config, data_dir: str | None) -> dict[str, Any]:
             momentum=1 - task.batch_norm_decay**ghosts,
             **sizes,
         )
-        data = train["image"], train["label"], dataset.mean, dataset.std
-        momentum = plan[0].momentum
-        return pytorch.Trainer(model, *data, settings.weight_decay, momentum, form, augmentation=task.augmentation)
+        data, crops = (
+            (train["image"], train["label"], dataset.mean, dataset.std),
+            (task.augmentation, task.crop_padding),
+        )
+        return pytorch.Trainer(model, *data, settings.weight_decay, plan[0].momentum, form, None, *crops)
 
     read_s = time.perf_counter() - began
     form = _faster_form(trainer, plan[0], len(dataset.train))

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from bsjax.data.augmentation import AUGMENTATIONS, augment
-from bsjax.errors import InvalidArgument, TaskError, check_choice
+from bsjax.errors import InvalidArgument, TaskError, check_choice, check_whole
 from bsjax.tasks.linen import LinenTask
 from bsjax.tasks.protocol import Losses
 
@@ -29,6 +29,7 @@ class Classification(LinenTask):
         `keys` [n] as well, if it takes them; see `bsjax.models`.
       label_smoothing: α in [0, 1).
       augmentation: one of `bsjax.data.AUGMENTATIONS`.
+      crop_padding: pixels of zeros on each side of an image that is cropped.
       mean: of the pixels, subtracted: a number, or one per channel.
       std: of the pixels, which divides.
       batch_stats_decay: of the running averages, per ghost, in [0, 1).
@@ -50,6 +51,7 @@ class Classification(LinenTask):
     mean: Any = 0.0
     std: Any = 1.0
     batch_stats_decay: float = 0.99
+    crop_padding: int = 4
 
     needs = ("image", "label")
     metrics = ("accuracy",)
@@ -57,6 +59,7 @@ class Classification(LinenTask):
 
     def __post_init__(self):
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_whole("crop_padding", self.crop_padding)
         for name, nearest in (("label_smoothing", 0), ("batch_stats_decay", 0.99)):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
@@ -99,7 +102,7 @@ class Classification(LinenTask):
         images = examples["image"].astype(jnp.result_type(float))
         mean, std = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
         images = (images - mean) / std
-        return augment(self.augmentation, images, keys) if train else images, examples["label"]
+        return augment(self.augmentation, images, keys, self.crop_padding) if train else images, examples["label"]
 
     def losses(self, params: Any, batch_stats: Any, inputs: Any, keys: jax.Array, train: bool) -> Losses:
         """The cross-entropy and the accuracy (1 or 0) of each image."""

@@ -178,8 +178,15 @@ def task(config: Config, dataset: Dataset) -> Task:
         white = _WHITE.get(dataset.name, 255.0)
         return Autoencoder(model(config), settings.reconstruction, max_value=white, batch_stats_decay=decay)
     classifier = model(config, dataset.num_classes)
-    smoothing, augmentation = settings.label_smoothing, settings.augmentation
-    return Classification(classifier, smoothing, augmentation, dataset.mean, dataset.std, decay)
+    return Classification(
+        classifier,
+        settings.label_smoothing,
+        settings.augmentation,
+        dataset.mean,
+        dataset.std,
+        decay,
+        settings.crop_padding,
+    )
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

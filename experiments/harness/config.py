@@ -6,7 +6,7 @@ from typing import Any
 
 from bsjax.controllers import CONTROLLERS
 from bsjax.data import AUGMENTATIONS, DATASETS
-from bsjax.errors import InvalidArgument, check_choice
+from bsjax.errors import InvalidArgument, check_choice, check_whole
 from bsjax.models import AUTOENCODERS, CLASSIFIERS, MODELS
 from bsjax.optimizers import OPTIMIZERS
 from bsjax.tasks import RECONSTRUCTIONS
@@ -61,7 +61,8 @@ class TaskConfig(_Concern):
     """Task and model"""
 
     task: str = field("classification", "What is learned.", TASKS)
-    augmentation: str = field("none", "Augmentation of training images: pad by 4 pixels and crop; flip.", AUGMENTATIONS)
+    augmentation: str = field("none", "Augmentation of training images: pad and crop; flip.", AUGMENTATIONS)
+    crop_padding: int = field(4, "Pixels by which each side of an image is padded before it is cropped.")
     model: str = field("cnn", f"Model; the default of an autoencoder is {AUTOENCODERS[0]}.", MODELS)
     model_depth: int | None = field(None, "Layers of the model; default, the model's own (16 for wide_resnet).")
     model_width: int | None = field(
@@ -79,6 +80,7 @@ class TaskConfig(_Concern):
         if self.model not in (models := MODELS_OF[self.task]):
             allowed = f"one of {', '.join(models)} with task={self.task}"
             raise InvalidArgument("model", self.model, allowed, models[0])
+        check_whole("crop_padding", self.crop_padding)
         for name, nearest in (("label_smoothing", 0), ("batch_norm_decay", 0.99)):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)

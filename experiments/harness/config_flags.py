@@ -35,6 +35,7 @@ _GROWS: _Owners = {"schedule": ("increase_batch_size",)}
 _ADAPTS: _Owners = {"controller": ()}
 _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"task": ("classification",)}, ("augmentation", "label_smoothing")),
+    ({"augmentation": ("crop", "crop_flip")}, ("crop_padding",)),
     ({"task": ("autoencoder",)}, ("reconstruction",)),
     ({"model": _models_with("depth")}, ("model_depth",)),
     ({"model": _models_with("width")}, ("model_width",)),

@@ -263,6 +263,7 @@ class Trainer:
       form: how the update is written.
       microbatch_size: examples for each gradient that is accumulated; None for all.
       augmentation: one of `bsjax.data.AUGMENTATIONS`.
+      padding: pixels on each side of an image that is cropped.
     """
 
     def __init__(
@@ -277,8 +278,10 @@ class Trainer:
         form: Form,
         microbatch_size: int | None = None,
         augmentation: str = "none",
+        padding: int = 4,
     ):
-        self.model, self._augmentation, self._microbatch_size = model, augmentation, microbatch_size
+        self.model, self._microbatch_size = model, microbatch_size
+        self._augmentation, self._padding = augmentation, padding
         self._images, self._labels = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
         self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
         kernels = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -328,7 +331,7 @@ class Trainer:
         x = self._standardised(images)
         if shifts:
             rows, columns = shifts
-            padded = F.pad(x, (0, 0, 4, 4, 4, 4))
+            padded = F.pad(x, (0, 0, *(self._padding,) * 4))
             x = padded[torch.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
         return F.cross_entropy(self.model(x.permute(0, 3, 1, 2)), labels)
 
@@ -337,8 +340,9 @@ class Trainer:
         if self._augmentation == "none":
             return ()
         height, width = self._images.shape[1:3]
-        rows = torch.randint(0, 9, (size, 1)) + torch.arange(height)
-        columns = torch.randint(0, 9, (size, 1)) + torch.arange(width)
+        rows, columns = (
+            torch.randint(0, 2 * self._padding + 1, (size, 1)) + torch.arange(pixels) for pixels in (height, width)
+        )
         if self._augmentation == "crop_flip":
             columns = torch.where(torch.rand(size, 1) < 0.5, columns.flip(1), columns)
         return rows, columns

@@ -45,22 +45,23 @@ SIDE, PADDING = 6, 4
 IMAGE = np.arange(1, 2 * SIDE**2 + 1, dtype=np.float32).reshape(SIDE, SIDE, 2)
 
 
-def augmented(name, positions, key=KEY, image=IMAGE):
+def augmented(name, positions, key=KEY, image=IMAGE, padding=PADDING):
     positions = np.asarray(positions, np.uint64)
     halves = [(half & np.uint64(2**32 - 1)).astype(np.uint32) for half in (positions >> np.uint64(32), positions)]
     images = jnp.broadcast_to(image, (len(positions), *image.shape))
-    return np.asarray(jax.jit(augment, static_argnums=0)(name, images, split_keys(example_keys(key, *halves))[0]))
+    keys = split_keys(example_keys(key, *halves))[0]
+    return np.asarray(jax.jit(augment, static_argnums=(0, 3))(name, images, keys, padding))
 
 
-def draws(name, positions, **options):
+def draws(name, positions, padding=PADDING, **options):
     """[n, 3]: top, left and flipped of the crop of the padded image at each position."""
-    padded = np.pad(IMAGE, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    padded = np.pad(IMAGE, ((padding, padding), (padding, padding), (0, 0)))
     found = {}
-    for top, left in np.ndindex(2 * PADDING + 1, 2 * PADDING + 1):
+    for top, left in np.ndindex(2 * padding + 1, 2 * padding + 1):
         crop = padded[top : top + SIDE, left : left + SIDE]
         found |= {crop.tobytes(): (top, left, False), crop[:, ::-1].tobytes(): (top, left, True)}
-    assert len(found) == 2 * 81  # all crops differ
-    return np.array([found[image.tobytes()] for image in augmented(name, positions, **options)])
+    assert len(found) == 2 * (2 * padding + 1) ** 2  # all crops differ
+    return np.array([found[image.tobytes()] for image in augmented(name, positions, padding=padding, **options)])
 
 
 @pytest.mark.parametrize("name", ["crop", "crop_flip"])
@@ -74,6 +75,11 @@ def test_crops_and_flips_are_uniform(name):
     else:
         assert abs(flipped.sum() - 810) < 80
         assert np.abs(np.corrcoef([top, left, flipped]) - np.eye(3)).max() < 0.1
+
+
+def test_the_padding_bounds_the_shift():
+    top, left, _ = draws("crop", np.arange(200), padding=1).T
+    assert set(top) == set(left) == {0, 1, 2}
 
 
 def test_no_augmentation():

@@ -79,6 +79,7 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
     [
         ("--label_smoothing=0.1 --task=autoencoder", "--task=classification"),
         ("--augmentation=crop --task=autoencoder", "--task=classification"),
+        ("--augmentation=none --crop_padding=2", "--augmentation=crop|crop_flip"),
         ("--dropout=0.1 --task=autoencoder", "--model=mlp|cnn|resnet9|resnet18|wide_resnet"),
         ("--reconstruction=bernoulli", "--task=autoencoder"),
         ("--model=resnet18 --model_depth=18", "--model=mlp|cnn|wide_resnet|conv_autoencoder"),
