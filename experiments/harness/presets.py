@@ -58,28 +58,6 @@ _CIFAR10 = Config().replace(
     lr_decay_epochs=(60.0, 120.0, 160.0),
 )
 
-# For a CPU: the paper's schedule at a tenth of its length, with an eighth of its batch sizes and learning rates, and so
-# with its noise scale. A training this short works with a doubled learning rate and momentum 0.95; the paper's factor 5
-# and 0.98 cost 5 and 17 points of accuracy on CIFAR-10.
-_CIFAR10_SMALL = Preset(
-    _CIFAR10.replace(
-        model="cnn",
-        model_depth=3,
-        model_width=16,
-        ghost_batch_size=16,
-        learning_rate=0.0125,
-        batch_size=16,
-        num_epochs=20,
-        lr_decay_epochs=(6.0, 12.0, 16.0),
-    ),
-    dataset_size=50_000,
-    hybrid_max_batch_size=80,
-    max_batch_size=640,
-    margins={"accuracy": 0.01},
-    sgd_learning_rate=0.0125,
-    scale_learning_rate=2.0,
-    scale_momentum=0.95,
-)
 
 PRESETS = {
     # The whole paper in minutes on a laptop. A batch of N/10 is where the paper stops growing. Crops and a large weight
@@ -104,19 +82,49 @@ PRESETS = {
         scale_learning_rate=2.0,
         scale_momentum=0.95,
     ),
-    "fashion_mnist": dataclasses.replace(
-        _CIFAR10_SMALL,
-        config=_CIFAR10_SMALL.config.replace(
+    # For two CPU cores: the paper's schedule at an eighth of its batch sizes and learning rates, and so with its noise
+    # scale. A training this short works with a doubled learning rate and momentum 0.95 instead of 5 and 0.98.
+    "fashion_mnist": Preset(
+        Config().replace(
             dataset="fashion_mnist",
-            augmentation="none",
             model_depth=2,
+            model_width=16,
+            ghost_batch_size=16,
+            learning_rate=0.0125,
+            batch_size=16,
             num_epochs=15,
             lr_decay_epochs=(4.5, 9.0, 12.0),
         ),
         dataset_size=60_000,
+        hybrid_max_batch_size=80,
+        max_batch_size=640,
         margins={"accuracy": 0.005},
+        sgd_learning_rate=0.0125,
+        scale_learning_rate=2.0,
+        scale_momentum=0.95,
     ),
-    "cifar10_small": _CIFAR10_SMALL,
+    # For two CPU cores, too: a small network, small crops and late decays, which leave the fewest errors after 14 epochs.
+    # Found by search with the seeds 100 and 101.
+    "cifar10_small": Preset(
+        _CIFAR10.replace(
+            crop_padding=2,
+            model="resnet9",
+            model_depth=None,
+            model_width=24,
+            ghost_batch_size=32,
+            learning_rate=0.05,
+            batch_size=32,
+            num_epochs=14,
+            lr_decay_epochs=(5.6, 9.8, 12.6),
+        ),
+        dataset_size=50_000,
+        hybrid_max_batch_size=160,
+        max_batch_size=1280,
+        margins={"accuracy": 0.01},
+        sgd_learning_rate=0.05,
+        scale_learning_rate=2.0,
+        scale_momentum=0.95,
+    ),
     # The paper's. Its text leaves open: ghost size, weight decay, augmentation and Figure 4's learning rates.
     "cifar10": Preset(
         _CIFAR10,
