@@ -103,7 +103,7 @@ PRESETS = {
         scale_learning_rate=2.0,
         scale_momentum=0.95,
     ),
-    # For two CPU cores, too: a small network, small crops and late decays, which leave the fewest errors after so short a
+    # For two CPU cores, too: a small network, small crops and late decays leave the fewest errors after so short a
     # training. Found by search with the seeds 100 and 101.
     "cifar10_small": Preset(
         _CIFAR10.replace(

@@ -2,7 +2,7 @@
 
     python -m experiments.scaling --preset=cifar10 --workdir=runs/scaling
     python -m experiments.scaling --preset=cifar10 --dataset=synthetic --measure --workdir=runs/scaling
-    python -m experiments.scaling --preset=cifar10_small --dataset=synthetic --validate --repeats=30 \\
+    python -m experiments.scaling --preset=fashion_mnist --dataset=synthetic --model_depth=3 --validate --repeats=30 \\
         --workdir=runs/scaling
 
 The first assumes the step times of an accelerator, from the flags, and prints this. The second measures them on this
