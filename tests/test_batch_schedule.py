@@ -92,5 +92,5 @@ def test_schedules_that_do_not_parse(schedule, allowed):
 
 
 def test_units():
-    with pytest.raises(bsjax.InvalidArgument, match="unit is 'token'; .* updates, examples, tokens; nearest: tokens"):
+    with pytest.raises(bsjax.InvalidArgument, match=r"unit is 'token'; .* updates, examples, tokens; nearest: tokens"):
         from_batch_schedule("0:1", "token")

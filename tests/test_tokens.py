@@ -68,8 +68,8 @@ def test_bad_input(arguments, message):
 
 def test_the_clock_needs_the_context_length():
     with pytest.raises(
-        bsjax.InvalidArgument, match="^tokens_per_example is None; .* context length .*; nearest: 1024$"
+        bsjax.InvalidArgument, match=r"^tokens_per_example is None; .* context length .*; nearest: 1024$"
     ):
         bsjax.Recipe(1e-3, 10, 1000, 1, clock="tokens")
-    with pytest.raises(bsjax.InvalidArgument, match="^tokens_per_example is 0.5; .* >= 1"):
+    with pytest.raises(bsjax.InvalidArgument, match=r"^tokens_per_example is 0.5; .* >= 1"):
         bsjax.Recipe(1e-3, 10, 1000, 1, tokens_per_example=0.5)
