@@ -147,18 +147,18 @@ def _check_sde(name: str, beta: np.ndarray, own_size: np.ndarray, size: np.ndarr
         first, largest = int(bad.argmax()), max(own_size.min(), np.ceil(limits[bad].min()) - 1)
         kappa, complement = size[first] / own_size[first], 1 - beta[first]
         allowed = (
-            f"small enough for the rule sde, which needs κ(1 - {name}) < 1: here {kappa:g} · {complement:.6g} = "
-            f"{kappa * complement:.4g}"
+            f"half_life for a batch of {size[first]}: sde needs κ(1 - {name}) < 1, and here it is "
+            f"{kappa:g} · {complement:.6g} = {kappa * complement:.4g}"
         )
-        raise InvalidArgument("batch_size", int(size[first]), allowed, int(largest))
+        raise InvalidArgument("b2", "sde", allowed, f"half_life, or a batch of at most {int(largest)}")
 
 
 class AdamStabilityWarning(UserWarning):
     """A batch grows faster than Adam's bound of stability allows."""
 
 
-def check_adam_stability(recipe: "Recipe") -> None:
-    r"""Warns once for each conversion that grows the batch faster than Adam stands.
+def check_adam_stability(converted: "Recipe | Conversion") -> None:
+    r"""Warns once for each conversion of a recipe, or for this one, if it grows the batch faster than Adam stands.
 
     Where a recipe divides its learning rate by a, `increase_batch_size` divides it by α and multiplies the batch by β:
 
@@ -183,7 +183,7 @@ def check_adam_stability(recipe: "Recipe") -> None:
 
     Reference: Seesaw, https://arxiv.org/abs/2510.14717.
     """
-    for conversion in recipe.conversions:
+    for conversion in (converted,) if isinstance(converted, Conversion) else converted.conversions:
         if not isinstance(conversion, IncreaseBatchSize):
             continue
         share, rho = conversion.share, conversion.exponent
