@@ -90,17 +90,12 @@ def from_batch_schedule(schedule: str | Iterable[Any], unit: str = "examples") -
 
 
 def _parse(text: str) -> list[tuple[int, int]]:
-    pairs = []
-    for entry in text.replace(",", " ").split():
-        numbers = [_whole(part) for part in entry.split(":")]
-        if len(numbers) != 2 or None in numbers:
-            pairs = []
-            break
-        pairs.append((numbers[0], numbers[1]))
-    if not pairs:
+    entries = [entry.split(":") for entry in text.replace(",", " ").split()]
+    pairs = [[number for number in map(_whole, entry) if number is not None] for entry in entries]
+    if not pairs or any(len(entry) != 2 or len(pair) != 2 for entry, pair in zip(entries, pairs, strict=True)):
         allowed = f"THRESHOLD:SIZE pairs of whole numbers, such as {_EXAMPLE!r}"
         raise InvalidArgument("batch_schedule", text, allowed)
-    return pairs  # type: ignore[return-value]
+    return [(start, size) for start, size in pairs]
 
 
 def _whole(text: str) -> int | None:

@@ -66,8 +66,8 @@ def create_optimizer(
         mask = None if decay_biases_and_norms else _matrices_and_kernels
         clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
         if name == "lars":
-            mask = True if mask is None else mask
-            return optax.chain(*clip, optax.lars(learning_rate, weight_decay, mask, momentum=momentum))
+            everything = mask is None
+            return optax.chain(*clip, optax.lars(learning_rate, weight_decay, everything or mask, momentum=momentum))
         if name == "lamb":
             return optax.chain(
                 *clip, optax.lamb(learning_rate, momentum, b2, eps, weight_decay=weight_decay, mask=mask)

@@ -260,7 +260,8 @@ class Recipe:
         >>> warm.at([0, 3000, 10_000]).batch_size.tolist(), warm.at(0).learning_rate.item()
         ([32, 64, 128], 0.05)
         """
-        return self._converted(WarmUpBatchSize(factors, until, scaling, linear, multiple_of))
+        conversion: Any = WarmUpBatchSize  # which takes one number as well
+        return self._converted(conversion(factors, until, scaling, linear, multiple_of))
 
     def scale_adam(
         self,

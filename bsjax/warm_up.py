@@ -33,8 +33,8 @@ class WarmUpBatchSize(Conversion):
     Reference: Merrill et al., 2025 (https://arxiv.org/abs/2505.23971): the batch that training can use grows early.
     """
 
-    factors: float | tuple[float, ...]
-    until: float | tuple[float, ...]
+    factors: tuple[float, ...]
+    until: tuple[float, ...]
     scaling: str | float = "sqrt"
     linear: bool = False
     multiple_of: int = 1
