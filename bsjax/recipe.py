@@ -7,8 +7,10 @@ Section 5 of the paper on one page:
     + larger initial rate   recipe.scale_learning_rate(5).increase_batch_size(max_batch_size=5120)
     + larger momentum       recipe.scale_learning_rate(5).scale_momentum(0.98).increase_batch_size(max_batch_size=5120)
 
-Every conversion keeps lr / (B^ρ (1 - m)) exactly as it was at every instant, where ρ is 1 for the
-linear and 1/2 for the square-root scaling rule. Their mathematics is in `bsjax.conversions`.
+Every one of these keeps lr / (B^ρ (1 - m)) exactly as it was at every instant, where ρ is 1 for the
+linear and 1/2 for the square-root scaling rule. So does `warm_up_batch_size`, which makes early batches smaller;
+`scale_adam` lets Adam's other constants follow. Their mathematics is in `bsjax.conversions`, `bsjax.warm_up` and
+`bsjax.adam`.
 """
 
 import dataclasses
@@ -38,7 +40,8 @@ class Recipe:
     those of the unconverted recipe; `at` and `plan` give the converted values. So
     `dataclasses.replace(converted, num_epochs=100)` converts the longer recipe in the same way.
 
-    Each conversion keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ, `scaling` is the last one's.
+    Each conversion but `scale_adam` keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ, `scaling` is the last
+    one's.
 
     Args:
       learning_rate: a positive number or an optax schedule.
@@ -128,7 +131,7 @@ class Recipe:
         return Hyperparameters(*(value.reshape(np.shape(examples_seen)) for value in values))
 
     def others_at(self, examples_seen: Any) -> dict[str, np.ndarray]:
-        """The further hyperparameters of an update that starts at `examples_seen`, by name.
+        """The further hyperparameters of an update that starts at `examples_seen`, by name, after `scale_adam`.
 
         Args:
           examples_seen: whole numbers of examples, of any shape.

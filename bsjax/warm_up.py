@@ -52,7 +52,7 @@ class WarmUpBatchSize(Conversion):
         check_whole("multiple_of", self.multiple_of)
 
     def fit(self, before: Hyperparameters, own: Schedules) -> Converter:
-        if self.until[-1] > own.end * (1 + 1 / own.num_examples):  # epochs may end within an example
+        if self.until[-1] > own.end * (1 + 0.5 / own.num_examples):  # num_epochs is rounded to examples
             nearest = (*(time for time in self.until[:-1] if time < own.end), own.end)
             raise InvalidArgument("until", self.until, f"at most {own.end:g} {own.clock}, the end of training", nearest)
         self._check_sizes(before.batch_size, self._fraction(own.clock_at(own.positions)))

@@ -232,6 +232,10 @@ MISFITS = [
     (("cabs", "momentum"), r"optimizer is 'momentum'; it must be sgd for cabs; nearest: sgd"),
     (("adascale", "adam"), r"optimizer is 'adam'; .* momentum or nesterov or sgd for adascale; nearest: momentum"),
     (("plateau", "adma"), r"optimizer is 'adma'; it must be one of sgd, momentum, .*, muon; nearest: adam"),
+    *(
+        (("plateau", name), rf"optimizer is '{name}'; .* for lars and lamb there is none; .*")
+        for name in ("lars", "lamb")
+    ),
     (("plateau", "sgd", Limits(16, 4000)), r"max_batch_size is 4000; .* at most dataset_size 2000; nearest: 2000"),
     (("adascale", "sgd", Limits(3000, 4000)), r"min_batch_size is 3000; .* at most dataset_size 2000; nearest: 2000"),
     (("plateau", "sgd", Limits(32, 64), PlateauOptions(None, True)), r"min_batch_size is 32; .* 16 .*; nearest: 16"),

@@ -243,10 +243,13 @@ def test_adams_constants_follow_the_batch():
 
 
 def test_the_optimizer_has_what_the_plan_sets():
-    config = Config().replace(**_ADAM, scale_learning_rate=2.0, scale_adam="half_life", b2=0.95, epsilon=1e-7)
+    changes = {"model": "mlp", "scale_learning_rate": 2.0, "scale_adam": "half_life", "b2": 0.95, "epsilon": 1e-7}
+    config = Config().replace(**_ADAM, **changes)
     state = build.optimizer(config).init({"w": np.zeros((2, 2), np.float32)})
     values = {name: float(value) for name, value in state.hyperparams.items()}
     assert values == pytest.approx({"learning_rate": 0, "momentum": 0, "b2": 0.95, "eps": 1e-7, "weight_decay": 5e-4})
+    plan = build.recipe(config, 1437).plan()
+    build.engine(config, load_dataset("digits"), plan, devices="1").check_hyperparameters(plan[0].hyperparameters)
 
 
 def test_smaller_batches_first():
