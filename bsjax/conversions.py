@@ -10,22 +10,24 @@ import abc
 import dataclasses
 import decimal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from bsjax.errors import InvalidArgument, check_number, check_positive, check_whole, nearest_multiples
 from bsjax.noise import scaling_exponent
-from bsjax.schedules import ROUNDING, Hyperparameters
+from bsjax.schedules import ROUNDING, Hyperparameters, Schedules
 
-# (number of the recipe's own update at each instant [n], values [n]) -> converted values [n]
+# (positions in the example stream, int64[n]; values [n]) -> converted values [n]
 Converter = Callable[[np.ndarray, Hyperparameters], Hyperparameters]
+Others = dict[str, np.ndarray]  # further hyperparameters [n], by name
 
 
 class Conversion(abc.ABC):
     """Turns a recipe into another one with the same noise."""
 
     scaling: str | float = "linear"
+    keeps_noise: ClassVar[bool] = True  # False: it leaves learning rate and batch as they are
 
     @property
     def exponent(self) -> float:
@@ -33,17 +35,29 @@ class Conversion(abc.ABC):
         return scaling_exponent(self.scaling)
 
     @abc.abstractmethod
-    def fit(self, before: Hyperparameters, dataset_size: int, largest: int) -> Converter:
+    def fit(self, before: Hyperparameters, own: Schedules) -> Converter:
         """Returns the conversion as a function of the values at any instants.
 
         Args:
           before: the values to convert, at each update of the unconverted recipe [num_updates].
-          dataset_size: N; no batch becomes larger.
-          largest: the largest batch of the unconverted recipe.
+          own: the unconverted recipe. No batch becomes larger than its data set.
 
         Raises:
           InvalidArgument: the conversion does not fit this recipe.
         """
+
+    def complete(self, own: Hyperparameters, values: Hyperparameters, others: Others) -> tuple[Hyperparameters, Others]:
+        """What the batch that all conversions together lead to does to other hyperparameters; most do nothing.
+
+        Args:
+          own: the values of the unconverted recipe at some instants [n].
+          values: those after all conversions [n].
+          others: the further hyperparameters [n], by name.
+
+        Raises:
+          InvalidArgument: a hyperparameter would leave its range at one of these instants.
+        """
+        return values, others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +101,15 @@ class IncreaseBatchSize(Conversion):
         if self.max_batch_size is not None:
             check_whole("max_batch_size", self.max_batch_size)
 
-    def fit(self, before: Hyperparameters, dataset_size: int, largest: int) -> Converter:
+    def fit(self, before: Hyperparameters, own: Schedules) -> Converter:
         exponent = self.exponent
-        cap = self._cap(before.batch_size, dataset_size, largest)
+        cap = self._cap(before.batch_size, own.dataset_size, own.max_batch_size)
         smallest = min(before.batch_size.min(), cap)
         maximum_so_far = np.maximum.accumulate(before.learning_rate)
 
-        def convert(update: np.ndarray, values: Hyperparameters) -> Hyperparameters:
+        def convert(position: np.ndarray, values: Hyperparameters) -> Hyperparameters:
             lr, size = values.learning_rate, values.batch_size
-            maximum = np.maximum(maximum_so_far[update], lr)
+            maximum = np.maximum(maximum_so_far[own.updates_at(position)], lr)
             with np.errstate(divide="ignore", over="ignore"):
                 # A learning rate of zero is the end of a decay, or the start of a warm-up.
                 decay = np.divide(maximum, lr, out=np.where(maximum > 0, np.inf, 1.0), where=lr > 0)
@@ -110,7 +124,7 @@ class IncreaseBatchSize(Conversion):
         if self.growth is not None:
             power = np.floor((np.log(target / smallest) + ROUNDING) / np.log(self.growth))
             target = np.minimum(np.maximum(smallest * self.growth**power, size), target)
-        return _floor(target / self.multiple_of).clip(1).astype(np.int64) * self.multiple_of
+        return floor_sizes(target / self.multiple_of).clip(1).astype(np.int64) * self.multiple_of
 
     def _cap(self, sizes: np.ndarray, dataset_size: int, largest: int) -> int:
         """The largest allowed size; refuses a recipe that has none."""
@@ -132,7 +146,7 @@ class IncreaseBatchSize(Conversion):
                 near = nearest_multiples(cap, unit, at_most=dataset_size, at_least=largest)
                 raise InvalidArgument("max_batch_size", cap, allowed, near)
         if self.growth is not None and smallest * self.growth < smallest + unit:
-            least = _round_significant((smallest + unit) / smallest, decimal.ROUND_CEILING)
+            least = round_significant((smallest + unit) / smallest, decimal.ROUND_CEILING)
             allowed = f"enough to get from {smallest} to a larger allowed size"
             raise InvalidArgument("growth", self.growth, allowed, least)
         return int(cap)
@@ -161,16 +175,16 @@ class ScaleLearningRate(Conversion):
         object.__setattr__(self, "scaling", self.exponent)
         check_positive("factor", self.factor)
 
-    def fit(self, before: Hyperparameters, dataset_size: int, largest: int) -> Converter:
-        exponent = self.exponent
+    def fit(self, before: Hyperparameters, own: Schedules) -> Converter:
+        exponent, dataset_size = self.exponent, own.dataset_size
         with np.errstate(over="ignore", invalid="ignore"):  # infinite sizes are refused below
             ratio = np.float64(self.factor) ** (1 / exponent)
-            sizes = _floor(before.batch_size * ratio)
+            sizes = floor_sizes(before.batch_size * ratio)
         bounds = (1 / before.batch_size.min()) ** exponent, (dataset_size / before.batch_size.max()) ** exponent
         _check_batch_sizes("factor", self.factor, sizes, dataset_size, bounds)
 
-        def convert(update: np.ndarray, values: Hyperparameters) -> Hyperparameters:
-            size = _floor(values.batch_size * ratio).clip(1, dataset_size).astype(np.int64)
+        def convert(position: np.ndarray, values: Hyperparameters) -> Hyperparameters:
+            size = floor_sizes(values.batch_size * ratio).clip(1, dataset_size).astype(np.int64)
             learning_rate = values.learning_rate * (size / values.batch_size) ** exponent
             return values._replace(batch_size=size, learning_rate=learning_rate)
 
@@ -200,14 +214,18 @@ class ScaleMomentum(Conversion):
     def __post_init__(self):
         check_momentum(self.momentum)
 
-    def fit(self, before: Hyperparameters, dataset_size: int, largest: int) -> Converter:
-        new = self.momentum
+    def fit(self, before: Hyperparameters, own: Schedules) -> Converter:
+        new, dataset_size = self.momentum, own.dataset_size
         product = before.batch_size * (1 - before.momentum)
         bounds = max(0.0, 1 - product.min()), 1 - product.max() / dataset_size
-        _check_batch_sizes("momentum", new, _floor(product / (1 - new)), dataset_size, bounds)
+        _check_batch_sizes("momentum", new, floor_sizes(product / (1 - new)), dataset_size, bounds)
 
-        def convert(update: np.ndarray, values: Hyperparameters) -> Hyperparameters:
-            size = _floor(values.batch_size * (1 - values.momentum) / (1 - new)).clip(1, dataset_size).astype(np.int64)
+        def convert(position: np.ndarray, values: Hyperparameters) -> Hyperparameters:
+            size = (
+                floor_sizes(values.batch_size * (1 - values.momentum) / (1 - new))
+                .clip(1, dataset_size)
+                .astype(np.int64)
+            )
             kept = (1 - new) / (1 - values.momentum) * (size / values.batch_size)
             return Hyperparameters(values.learning_rate * kept, size, np.full_like(values.momentum, new))
 
@@ -219,7 +237,8 @@ def check_momentum(value: Any) -> None:
     check_number("momentum", value, lambda m: 0 <= m < 1, "in [0, 1)")
 
 
-def _floor(sizes: np.ndarray) -> np.ndarray:
+def floor_sizes(sizes: np.ndarray) -> np.ndarray:
+    """The largest whole numbers up to these; one that lies above by a rounding error counts."""
     nearest = np.round(sizes)
     return np.where(np.abs(nearest - sizes) <= ROUNDING * sizes, nearest, np.floor(sizes))
 
@@ -229,13 +248,13 @@ def _check_batch_sizes(
 ) -> None:
     """Refuses a conversion that takes the batch out of [1, dataset_size]; bounds are the nearest values."""
     if sizes.min() < 1:
-        nearest = _round_significant(bounds[0], decimal.ROUND_CEILING)
+        nearest = round_significant(bounds[0], decimal.ROUND_CEILING)
         raise InvalidArgument(name, value, "large enough for a batch_size of 1 or more", nearest)
     if sizes.max() > dataset_size:
         allowed = f"small enough for a batch_size of at most dataset_size {dataset_size}, not {sizes.max():.12g}"
-        raise InvalidArgument(name, value, allowed, _round_significant(bounds[1], decimal.ROUND_FLOOR))
+        raise InvalidArgument(name, value, allowed, round_significant(bounds[1], decimal.ROUND_FLOOR))
 
 
-def _round_significant(value: float, rounding: str) -> str:
+def round_significant(value: float, rounding: str) -> str:
     """Six significant digits of a bound, rounded to the side that is allowed."""
     return f"{float(decimal.Context(prec=6, rounding=rounding).create_decimal_from_float(float(value))):.6g}"

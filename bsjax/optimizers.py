@@ -6,10 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from bsjax.errors import InvalidArgument, check_choice
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "lars", "lamb", "muon")
+# Their step has the parameters' norm, not the gradient's: no rule is known that keeps its noise when the batch changes.
+WITHOUT_SCALING_RULE = ("lars", "lamb")
+NO_SCALING_RULE = "one whose learning rate has a known rule for other batch sizes; for lars and lamb there is none"
+WITH_B2 = ("adam", "adamw", "rmsprop", "lamb", "muon")
 
 
 def create_optimizer(
@@ -26,14 +31,16 @@ def create_optimizer(
     The engine writes these before every update, so one compiled program serves any schedule and any controller.
 
     Args:
-      name: one of `OPTIMIZERS`. The momentum is the trace's decay for momentum, nesterov and rmsprop,
-        b1 for adam and adamw; sgd has none.
-      weight_decay: λ. Added to the gradient as λθ (L2), or for adamw to the step (decoupled).
+      name: one of `OPTIMIZERS`. The momentum is the trace's decay for momentum, nesterov, rmsprop and lars,
+        b1 for adam, adamw and lamb, and `beta` for muon; sgd has none. lars and lamb are optax's: each array's step has
+        the norm of its parameters. muon, `optax.contrib.muon`, orthogonalises arrays of two and more axes, over the
+        last axis and all others; what remains follows Adam with b1 0.9.
+      weight_decay: λ. Added to the gradient as λθ (L2), or for adamw, lamb and muon to the step (decoupled).
       decay_biases_and_norms: whether to decay parameters with fewer than two axes too.
       max_grad_norm: clips the gradient to this global norm, before weight decay; None does not clip.
-      b2: decay of the squared gradients for adam, adamw and rmsprop.
+      b2: decay of the squared gradients for adam, adamw, rmsprop, lamb and muon's Adam.
       eps: added to their root.
-      scheduled: further hyperparameters that the plan sets: "weight_decay"; "b2" and "eps" of adam, adamw and rmsprop.
+      scheduled: further hyperparameters that the plan sets: "weight_decay"; "b2" and "eps" of those that have a b2.
 
     Raises:
       InvalidArgument: no such optimizer, or a value out of range.
@@ -43,7 +50,7 @@ def create_optimizer(
     ['b2', 'learning_rate', 'momentum']
     """
     check_choice("optimizer", name, OPTIMIZERS)
-    schedulable = ("weight_decay", "b2", "eps") if name in ("adam", "adamw", "rmsprop") else ("weight_decay",)
+    schedulable = ("weight_decay", "b2", "eps") if name in WITH_B2 else ("weight_decay",)
     for other in scheduled:
         check_choice("scheduled", other, schedulable)
     if not weight_decay >= 0:
@@ -56,15 +63,25 @@ def create_optimizer(
     def optimizer(
         learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any
     ) -> optax.GradientTransformation:
+        mask = None if decay_biases_and_norms else _matrices_and_kernels
+        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+        if name == "lars":
+            everything = mask is None
+            return optax.chain(*clip, optax.lars(learning_rate, weight_decay, everything or mask, momentum=momentum))
+        if name == "lamb":
+            return optax.chain(
+                *clip, optax.lamb(learning_rate, momentum, b2, eps, weight_decay=weight_decay, mask=mask)
+            )
+        if name == "muon":
+            decay_of_others = weight_decay if decay_biases_and_norms else 0.0
+            return optax.chain(*clip, _muon(learning_rate, momentum, b2, eps, weight_decay, decay_of_others))
         if name in ("adam", "adamw"):
             rescale = [optax.scale_by_adam(momentum, b2, eps)]
         else:
             rescale = [optax.scale_by_rms(b2, eps, eps_in_sqrt=False)] if name == "rmsprop" else []
             rescale += [] if name == "sgd" else [optax.trace(momentum, nesterov=name == "nesterov")]
-        mask = None if decay_biases_and_norms else _matrices_and_kernels
         decays = "weight_decay" in scheduled or weight_decay
         decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []
-        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
         gradient = rescale + decay if name == "adamw" else decay + rescale
         return optax.chain(*clip, *gradient, optax.scale_by_learning_rate(learning_rate))
 
@@ -72,6 +89,29 @@ def create_optimizer(
     momentum = None if name == "sgd" else 0.0
     injected = optax.inject_hyperparams(optimizer, static_args=constants)
     return injected(learning_rate=0.0, momentum=momentum, weight_decay=weight_decay, b2=b2, eps=eps)
+
+
+def _muon(
+    learning_rate: Any, momentum: Any, b2: Any, eps: Any, weight_decay: Any, decay_of_others: Any
+) -> optax.GradientTransformation:
+    """Muon for arrays of two and more axes, of which flax's last one is the output, and Adam for the others."""
+
+    def axes(params: Any) -> Any:
+        def of(parameter: Any) -> Any:
+            last = jnp.ndim(parameter) - 1
+            return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last) if last > 0 else None
+
+        return jax.tree.map(of, params)
+
+    return optax.contrib.muon(
+        learning_rate,
+        beta=momentum,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_b2=b2,
+        adam_weight_decay=decay_of_others,
+        muon_weight_dimension_numbers=axes,
+    )
 
 
 def _matrices_and_kernels(params: Any) -> Any:

@@ -22,6 +22,7 @@ from bsjax.noise import kept_noise, scaling_exponent, sgd_noise_scale
 
 _INT32_MAX = 2**31 - 1
 _COLUMNS = ("batch_sizes", "learning_rates", "momentums")
+_SETTINGS = ("dataset_size", "start", "scaling", "tokens_per_example")
 
 
 class Update(NamedTuple):
@@ -67,6 +68,7 @@ class Plan:
       start: where in the example stream the first update begins; not 0 where a run continues another's.
       others: float64[num_updates] of each further hyperparameter, by optax's name for it, such as "b2".
       scaling: the rule or exponent ρ of the quantity that the plan's recipe keeps, for the table: see `kept_noise`.
+      tokens_per_example: the context length of a language model: the table counts tokens as well. None: it does not.
 
     Raises:
       ValueError: the columns are not equally long, or empty.
@@ -90,6 +92,7 @@ class Plan:
     start: int = 0
     others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     scaling: str | float = 1.0
+    tokens_per_example: int | None = None
 
     def __post_init__(self):
         check_names(self.others)
@@ -170,7 +173,7 @@ class Plan:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Plan)
-            and (self.dataset_size, self.start, self.scaling) == (other.dataset_size, other.start, other.scaling)
+            and all(getattr(self, name) == getattr(other, name) for name in _SETTINGS)
             and self._columns.keys() == other._columns.keys()
             and all(np.array_equal(values, other._columns[name]) for name, values in self._columns.items())
         )
@@ -179,7 +182,7 @@ class Plan:
 
     def __reduce__(self) -> Any:  # without the schedules, which are functions
         columns = (self.batch_sizes, self.learning_rates, self.momentums)
-        return Plan, (self.dataset_size, *columns, self.start, dict(self.others), self.scaling)
+        return Plan, (self.dataset_size, *columns, self.start, dict(self.others), self.scaling, self.tokens_per_example)
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:
@@ -193,6 +196,8 @@ class Plan:
             fields["others"] = {name: _encode_runs(values) for name, values in self.others.items()}
         if self.scaling != 1.0:
             fields["scaling"] = self.scaling
+        if self.tokens_per_example is not None:
+            fields["tokens_per_example"] = self.tokens_per_example
         return json.dumps(fields)
 
     @classmethod
@@ -206,6 +211,8 @@ class Plan:
     def table(self, max_rows: int = 16, more: Mapping[str, Callable[[Phase], str]] | None = None) -> str:
         """A table of the phases; it leaves out the middle of a long plan.
 
+        With `tokens_per_example` it says where a phase starts, and how large its batch is, in tokens.
+
         The noise scale is `sgd_noise_scale` where ρ = 1, and otherwise `kept_noise`, which is what conversions keep.
 
         Args:
@@ -215,16 +222,23 @@ class Plan:
         more = more or {}
         rho = float(self.scaling)
         noise_header = "noise scale" if rho == 1 else f"lr·(N/B)^{rho:g}/(1-m)"
-        rows = [("updates", "from epoch", "batch size", "learning rate", "momentum", *self.others, noise_header, *more)]
+        context = self.tokens_per_example
+        units = ("from epoch", "batch size") if context is None else ("from token", "batch in examples", "in tokens")
+        rows = [("updates", *units, "learning rate", "momentum", *self.others, noise_header, *more)]
         for phase in self.phases:
             first, last = phase.start_update, phase.start_update + phase.num_updates - 1
             others = [values[[first, last]] for values in self.others.values()]
             at_ends = np.array(phase.learning_rate), phase.batch_size, self.dataset_size, np.array(phase.momentum)
             noise = sgd_noise_scale(*at_ends) if rho == 1 else kept_noise(*at_ends, rho)
-            epoch = phase.examples_seen / self.dataset_size
             pairs = map(_format_pair, (phase.learning_rate, phase.momentum, *others, noise))
-            own = f"{phase.num_updates:,}", f"{epoch:.2f}", f"{phase.batch_size:,}"
-            rows.append((*own, *pairs, *(text_of(phase) for text_of in more.values())))
+            rows.append(
+                (
+                    f"{phase.num_updates:,}",
+                    *self._progress_of(phase),
+                    *pairs,
+                    *(text_of(phase) for text_of in more.values()),
+                )
+            )
         left_out = len(rows) - 1 - max_rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -232,8 +246,16 @@ class Plan:
             head = max_rows // 2
             lines[1 + head : 1 + head + left_out] = [f"... {left_out:,} more phases ...".center(len(lines[0])).rstrip()]
         examples = self.num_examples - self.start
-        total = f"{self.num_updates:,} updates, {examples:,} examples, {examples / self.dataset_size:.2f} epochs"
+        tokens = "" if context is None else f" of {context:,} tokens, {examples * context:,} tokens"
+        epochs = f"{examples / self.dataset_size:.2f} epochs"
+        total = f"{self.num_updates:,} updates, {examples:,} examples{tokens}, {epochs}"
         return "\n".join([*lines, total])
+
+    def _progress_of(self, phase: Phase) -> tuple[str, ...]:
+        """Where a phase starts and the size of its batch, in the table's units."""
+        if (context := self.tokens_per_example) is None:
+            return f"{phase.examples_seen / self.dataset_size:.2f}", f"{phase.batch_size:,}"
+        return tuple(f"{n:,}" for n in (phase.examples_seen * context, phase.batch_size, phase.batch_size * context))
 
     def __str__(self) -> str:
         return self.table()

@@ -7,8 +7,10 @@ Section 5 of the paper on one page:
     + larger initial rate   recipe.scale_learning_rate(5).increase_batch_size(max_batch_size=5120)
     + larger momentum       recipe.scale_learning_rate(5).scale_momentum(0.98).increase_batch_size(max_batch_size=5120)
 
-Every conversion keeps lr / (B^ρ (1 - m)) exactly as it was at every instant, where ρ is 1 for the
-linear and 1/2 for the square-root scaling rule. Their mathematics is in `bsjax.conversions`.
+Every one of these keeps lr / (B^ρ (1 - m)) exactly as it was at every instant, where ρ is 1 for the
+linear and 1/2 for the square-root scaling rule. So does `warm_up_batch_size`, which makes early batches smaller;
+`scale_adam` lets Adam's other constants follow. Their mathematics is in `bsjax.conversions`, `bsjax.warm_up` and
+`bsjax.adam`.
 """
 
 import dataclasses
@@ -18,14 +20,15 @@ from typing import Any
 import numpy as np
 import optax
 
+from bsjax.adam import ScaleAdam
+from bsjax.batch_schedule import BatchSchedule
 from bsjax.conversions import Conversion, Converter, IncreaseBatchSize, ScaleLearningRate, ScaleMomentum, check_momentum
 from bsjax.errors import InvalidArgument, check_choice, check_positive, check_whole, is_finite
 from bsjax.noise import scaling_exponent as scaling_exponent
 from bsjax.noise import sgd_noise_scale
 from bsjax.plan import Plan, check_names
-from bsjax.schedules import Hyperparameters, Schedules, take_batches
-
-_CLOCKS = ("epochs", "updates", "examples")
+from bsjax.schedules import CLOCKS, Hyperparameters, Schedules, take_batches
+from bsjax.warm_up import WarmUpBatchSize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Recipe:
     those of the unconverted recipe; `at` and `plan` give the converted values. So
     `dataclasses.replace(converted, num_epochs=100)` converts the longer recipe in the same way.
 
-    Each conversion keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ, `scaling` is the last one's.
+    Each conversion but `scale_adam` keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ, `scaling` is the last
+    one's.
 
     Args:
       learning_rate: a positive number or an optax schedule.
@@ -46,10 +50,12 @@ class Recipe:
       num_epochs: how long to train; may be a fraction.
       momentum: m in [0, 1), a number or a schedule; for Adam its b1.
       clock: the unit of the schedules' argument: "epochs" (a float), "updates" of this recipe or
-        "examples" seen (integers). As in optax, the value after a boundary holds from the boundary on.
+        "examples" or "tokens" seen (integers). As in optax, the value after a boundary holds from the boundary on.
       hyperparameters: further ones by optax's names, such as "b2", "eps" and "weight_decay": numbers or schedules
-        on the same clock. Conversions leave them as they are. Kept as pairs in the order of their names.
+        on the same clock. Only `scale_adam` changes them. Kept as pairs in the order of their names.
       conversions: those applied, in this order.
+      tokens_per_example: the context length of a language model, whose examples are sequences; the clock "tokens" needs
+        it. `bsjax.recipe_in_tokens` makes a recipe from numbers of tokens.
 
     Raises:
       InvalidArgument: a value is out of range, at any instant of the training.
@@ -78,12 +84,13 @@ class Recipe:
     clock: str = "epochs"
     hyperparameters: Mapping[str, optax.Schedule | float] | tuple[tuple[str, optax.Schedule | float], ...] = ()
     conversions: tuple[Conversion, ...] = ()
+    tokens_per_example: int | None = None
     # Derived from the fields above: the unconverted values, and the conversions as functions of these.
     _schedules: Schedules = dataclasses.field(init=False, repr=False, compare=False)
     _converters: tuple[Converter, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        check_choice("clock", self.clock, _CLOCKS)
+        self._check_clock()
         check_whole("dataset_size", self.dataset_size)
         check_positive("num_epochs", self.num_epochs)
         if not callable(self.learning_rate):
@@ -100,10 +107,12 @@ class Recipe:
             allowed = "a tuple of conversions, such as IncreaseBatchSize()"
             raise InvalidArgument("conversions", self.conversions, allowed)
         own = {name: getattr(self, name) for name in Hyperparameters._fields}
-        schedules = Schedules(own | others, self.dataset_size, self.num_examples, self.clock)
+        clock = self.clock, self.tokens_per_example
+        schedules = Schedules(own | others, self.dataset_size, self.num_examples, *clock)
         self.__dict__.update(hyperparameters=tuple(others.items()), _schedules=schedules)  # a tuple can be hashed
         for conversion in self.conversions:
             self.__dict__["_converters"] = (*self._converters, self._fit(conversion))
+        self._check_completed()
 
     def __reduce__(self) -> Any:  # without the derived fields
         return Recipe, tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.init)
@@ -118,14 +127,11 @@ class Recipe:
         >>> recipe.at(500).batch_size.item(), recipe.at(500).learning_rate.item()
         (64, 0.2)
         """
-        position = _flat(examples_seen)
-        values, update = self._schedules.at(position), self._schedules.updates_at(position)
-        for convert in self._converters:
-            values = convert(update, values)
+        values, _ = self._at(_flat(examples_seen))
         return Hyperparameters(*(value.reshape(np.shape(examples_seen)) for value in values))
 
     def others_at(self, examples_seen: Any) -> dict[str, np.ndarray]:
-        """The further hyperparameters of an update that starts at `examples_seen`, by name.
+        """The further hyperparameters of an update that starts at `examples_seen`, by name, after `scale_adam`.
 
         Args:
           examples_seen: whole numbers of examples, of any shape.
@@ -134,7 +140,7 @@ class Recipe:
         >>> recipe.others_at([0, 1000])["b2"].round(3).tolist()
         [0.9, 0.945]
         """
-        others = self._schedules.others_at(_flat(examples_seen))
+        _, others = self._at(_flat(examples_seen))
         return {name: values.reshape(np.shape(examples_seen)) for name, values in others.items()}
 
     def noise_scale(self, examples_seen: Any, exact: bool = True) -> Any:
@@ -154,8 +160,9 @@ class Recipe:
 
     @property
     def scaling(self) -> float:
-        """ρ of the last conversion; 1 without one."""
-        return self.conversions[-1].exponent if self.conversions else 1.0
+        """ρ of the last conversion that has one; 1 without one."""
+        exponents = [conversion.exponent for conversion in self.conversions if conversion.keeps_noise]
+        return exponents[-1] if exponents else 1.0
 
     def plan(self, start: int = 0) -> Plan:
         """The recipe's updates.
@@ -173,8 +180,9 @@ class Recipe:
             raise InvalidArgument("start", start, f"in [0, {self.num_examples}), the recipe's examples")
         batch_sizes = take_batches(lambda position: self.at(position).batch_size, self.num_examples, start)
         starts = start + np.cumsum(batch_sizes) - batch_sizes
-        values, others = self.at(starts), self.others_at(starts)
-        return Plan(self.dataset_size, batch_sizes, values.learning_rate, values.momentum, start, others, self.scaling)
+        values, others = self._at(starts)
+        columns = batch_sizes, values.learning_rate, values.momentum
+        return Plan(self.dataset_size, *columns, start, others, self.scaling, self.tokens_per_example)
 
     def increase_batch_size(
         self,
@@ -235,15 +243,93 @@ class Recipe:
         """
         return self._converted(ScaleMomentum(momentum))
 
+    def warm_up_batch_size(
+        self,
+        factors: float | tuple[float, ...],
+        until: float | tuple[float, ...],
+        scaling: str | float = "sqrt",
+        linear: bool = False,
+        multiple_of: int = 1,
+    ) -> "Recipe":
+        """Makes the batch smaller until some time of the recipe's clock, and the learning rate with it, as B^ρ.
+
+        The arguments are those of `bsjax.WarmUpBatchSize`.
+
+        Raises:
+          InvalidArgument: an argument is out of range, a size is not allowed, or training ends before.
+
+        >>> recipe = Recipe(0.1, batch_size=128, dataset_size=1000, num_epochs=100)
+        >>> warm = recipe.warm_up_batch_size(factors=(0.25, 0.5), until=(3, 10))  # shares of the batch, epochs
+        >>> warm.at([0, 3000, 10_000]).batch_size.tolist(), warm.at(0).learning_rate.item()
+        ([32, 64, 128], 0.05)
+        """
+        conversion: Any = WarmUpBatchSize  # which takes one number as well
+        return self._converted(conversion(factors, until, scaling, linear, multiple_of))
+
+    def scale_adam(
+        self,
+        b2: str | None = "half_life",
+        epsilon: bool = True,
+        weight_decay: str | None = "time_scale",
+        b2_floor: float | None = None,
+    ) -> "Recipe":
+        """Scales b2, ε and the decoupled weight decay of Adam with the batch, wherever in the recipe it stands.
+
+        The arguments are those of `bsjax.ScaleAdam`.
+
+        Raises:
+          InvalidArgument: an argument is out of range, a hyperparameter is missing, or the batch grows too large for
+            "sde".
+
+        >>> recipe = Recipe(0.1, 128, 50_000, num_epochs=200, hyperparameters={"b2": 0.999, "eps": 1e-8})
+        >>> larger = recipe.scale_learning_rate(2, scaling="sqrt").scale_adam(weight_decay=None)
+        >>> larger.at(0).batch_size.item(), {name: float(value) for name, value in larger.others_at(0).items()}
+        (512, {'b2': 0.996005996001, 'eps': 5e-09})
+        """
+        return self._converted(ScaleAdam(b2, epsilon, weight_decay, b2_floor))
+
+    def _at(self, position: np.ndarray) -> tuple[Hyperparameters, dict[str, np.ndarray]]:
+        """All values at int64 positions [n]."""
+        own, others = self._schedules.at(position), self._schedules.others_at(position)
+        values = self._convert(position, own)
+        for conversion in self.conversions:
+            values, others = conversion.complete(own, values, others)
+        return values, others
+
+    def _convert(self, position: np.ndarray, values: Hyperparameters) -> Hyperparameters:
+        for convert in self._converters:
+            values = convert(position, values)
+        return values
+
     def _converted(self, conversion: Conversion) -> "Recipe":
         """As `dataclasses.replace`, without evaluating the schedules again."""
         converters = (*self._converters, self._fit(conversion))
         recipe = object.__new__(Recipe)
         recipe.__dict__.update(self.__dict__, conversions=(*self.conversions, conversion), _converters=converters)
+        recipe._check_completed()
         return recipe
 
     def _fit(self, conversion: Conversion) -> Converter:
-        return conversion.fit(self.at(self._schedules.positions), self.dataset_size, self._schedules.max_batch_size)
+        positions = self._schedules.positions
+        return conversion.fit(self._convert(positions, self._schedules.at(positions)), self._schedules)
+
+    def _check_clock(self) -> None:
+        check_choice("clock", self.clock, CLOCKS)
+        if self.tokens_per_example is not None:
+            check_whole("tokens_per_example", self.tokens_per_example)
+        elif self.clock == "tokens":
+            raise InvalidArgument("tokens_per_example", None, "the context length with clock='tokens'", 1024)
+        if isinstance(self.batch_size, BatchSchedule) and self.batch_size.unit != self.clock:
+            unit = self.batch_size.unit
+            raise InvalidArgument("clock", self.clock, f"{unit}, the unit of the batch schedule", unit)
+
+    def _check_completed(self) -> None:
+        """Refuses conversions that do not go together, at any of the recipe's own updates."""
+        adams = [conversion for conversion in self.conversions if isinstance(conversion, ScaleAdam)]
+        if len(adams) > 1:
+            raise InvalidArgument("conversions", adams, "of one ScaleAdam at most", adams[0])
+        if adams:
+            self._at(self._schedules.positions)
 
 
 def _flat(examples_seen: Any) -> np.ndarray:

@@ -18,6 +18,9 @@ from bsjax.errors import InvalidArgument
 # A float32 schedule may give 4.9999998 for 0.1/0.02, and -1e-17 for zero: values this close, relatively, are equal.
 ROUNDING = 1e-6
 
+# The units of a schedule's argument.
+CLOCKS = ("epochs", "updates", "examples", "tokens")
+
 # Counts that are looked up together: one shape, one compilation.
 _BLOCK = 4096
 _CORRECTIONS = 16
@@ -37,7 +40,7 @@ class Schedules:
 
     Args:
       schedules: numbers, which are in range, or schedules, by name: those of `Hyperparameters` and further ones.
-      dataset_size, num_examples, clock: see `Recipe`.
+      dataset_size, num_examples, clock, tokens_per_example: see `Recipe`.
 
     Raises:
       InvalidArgument: a schedule has a value that is not possible, at any update of the training.
@@ -47,33 +50,47 @@ class Schedules:
     dataset_size: int
     num_examples: int
     clock: str
+    tokens_per_example: int | None = None
 
     def __post_init__(self):
-        count = self._clock_at(self.positions)
+        count = self.clock_at(self.positions)
         for name, schedule in self.schedules.items():
             if callable(schedule) and name != "batch_size":
                 self._check(name, self._functions[name](count))
 
     def at(self, position: np.ndarray) -> Hyperparameters:
         """Learning rate, batch size and momentum of updates that start at int64 positions [n]."""
-        count = self._clock_at(position)
+        count = self.clock_at(position)
         learning_rate, batch_size, momentum = (self._functions[name](count) for name in Hyperparameters._fields)
         # What is below zero here is a rounding error; the checks refuse all else.
         return Hyperparameters(np.maximum(learning_rate, 0.0), batch_size.astype(np.int64), np.maximum(momentum, 0.0))
 
     def others_at(self, position: np.ndarray) -> dict[str, np.ndarray]:
         """The further hyperparameters, float64[n], of updates that start at int64 positions [n]."""
-        count = self._clock_at(position)
+        count = self.clock_at(position)
         return {name: at(count) for name, at in self._functions.items() if name not in Hyperparameters._fields}
 
     def updates_at(self, position: np.ndarray) -> np.ndarray:
         """The number of the last update that starts at or before each of the int64 positions [n]."""
         return np.minimum(self._counts_at(position), len(self.positions) - 1)
 
+    def clock_at(self, position: np.ndarray) -> np.ndarray:
+        """The time on the recipe's clock of updates that start at int64 positions [n]."""
+        if self.clock == "epochs":
+            return position / self.dataset_size
+        if self.clock == "tokens":
+            return position * self.tokens_per_example
+        return position if self.clock == "examples" else self._counts_at(position)
+
+    @property
+    def end(self) -> float:
+        """The time on the recipe's clock at which training ends."""
+        return len(self.positions) if self.clock == "updates" else self.clock_at(np.array([self.num_examples])).item()
+
     @functools.cached_property
     def max_batch_size(self) -> int:
         """The largest batch size of any update."""
-        return int(self._functions["batch_size"](self._clock_at(self.positions)).max())
+        return int(self._functions["batch_size"](self.clock_at(self.positions)).max())
 
     @functools.cached_property
     def positions(self) -> np.ndarray:
@@ -81,7 +98,7 @@ class Schedules:
         if not callable(size := self.schedules["batch_size"]):
             return np.arange(0, self.num_examples, size, dtype=np.int64)
         if self.clock != "updates":
-            sizes = take_batches(lambda at: self._checked_batch_sizes(self._clock_at(at)), self.num_examples)
+            sizes = take_batches(lambda at: self._checked_batch_sizes(self.clock_at(at)), self.num_examples)
             return np.cumsum(sizes) - sizes
         positions, seen = np.zeros(0, np.int64), 0
         while seen < self.num_examples:
@@ -103,11 +120,6 @@ class Schedules:
         if not callable(size := self.schedules["batch_size"]):
             return position // int(size)
         return np.searchsorted(self.positions, position, side="right") - 1
-
-    def _clock_at(self, position: np.ndarray) -> np.ndarray:
-        if self.clock == "epochs":
-            return position / self.dataset_size
-        return position if self.clock == "examples" else self._counts_at(position)
 
     def _checked_batch_sizes(self, count: np.ndarray) -> np.ndarray:
         sizes = self._functions["batch_size"](count)

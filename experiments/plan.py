@@ -31,6 +31,7 @@ def main() -> None:
     preset = presets.get(_PRESET.value)
     size = preset.dataset_size if _DATASET_SIZE.value is None else _DATASET_SIZE.value
     config = config_flags.config_from_flags(preset.config)
+    build.warn_of_instability(config)
     plan = build.recipe(config, size).plan()
     if _JSON.value:
         print(plan.to_json())

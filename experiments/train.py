@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from bsjax.run.metrics import read_summary
-from experiments.harness import cli, config_flags, control, presets, runs
+from experiments.harness import build, cli, config_flags, control, presets, runs
 
 _PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the other flags. One of {', '.join(presets.PRESETS)}.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the run's files.", required=True)
@@ -27,6 +27,7 @@ def main() -> None:
     config = config_flags.config_from_flags(presets.get(_PRESET.value).config)
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     fork_from = pathlib.Path(_FORK_FROM.value).expanduser() if _FORK_FROM.value else None
+    build.warn_of_instability(config)
     was_complete = read_summary(workdir) is not None
     summary = runs.train(config, workdir, control.control_from_flags(), fork_from=fork_from)
     if was_complete:

@@ -15,6 +15,22 @@ GRADS = [{name: scale * RANDOM.standard_normal(value.shape) for name, value in P
 LEARNING_RATES, MOMENTUMS = (0.1, 0.05, 0.2), (0.9, 0.9, 0.8)
 
 
+DECOUPLED = ("adamw", "lamb", "muon")
+
+
+def ratio(theta, step):
+    return np.sqrt((theta**2).sum() / (step**2).sum())
+
+
+def orthogonalized(matrix, eps):
+    """Five Newton-Schulz iterations, which move the singular values near 1."""
+    x = matrix / (np.sqrt((matrix**2).sum()) + eps)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
 def updated_by_numpy(name, weight_decay=0.0, decay_biases_and_norms=False, max_grad_norm=None, b2=0.999, eps=1e-8):
     params = {key: value.copy() for key, value in PARAMS.items()}
     first = {key: np.zeros_like(value) for key, value in PARAMS.items()}
@@ -24,9 +40,18 @@ def updated_by_numpy(name, weight_decay=0.0, decay_biases_and_norms=False, max_g
         factor = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / norm)
         for key, theta in params.items():
             decay = weight_decay * theta if key == "kernel" or decay_biases_and_norms else 0.0
-            g = factor * grads[key] + (0.0 if name == "adamw" else decay)
+            g = factor * grads[key] + (0.0 if name in DECOUPLED else decay)
             if name == "sgd":
                 step = g
+            elif name == "lars":  # the trace is of steps, which have their learning rates already
+                first[key] = momentum * first[key] + learning_rate * 0.001 * ratio(theta, g) * g
+                step = first[key] / learning_rate
+            elif name == "muon" and key == "kernel":
+                first[key] = momentum * first[key] + (1 - momentum) * g
+                ahead = momentum * first[key] / (1 - momentum ** (count + 1)) + (1 - momentum) * g / (
+                    1 - momentum**count
+                )
+                step = np.sqrt(max(1, 3 / 2)) * orthogonalized(ahead, eps) + decay
             elif name in ("momentum", "nesterov"):
                 first[key] = momentum * first[key] + g
                 step = g + momentum * first[key] if name == "nesterov" else first[key]
@@ -35,11 +60,15 @@ def updated_by_numpy(name, weight_decay=0.0, decay_biases_and_norms=False, max_g
                 first[key] = momentum * first[key] + g / (np.sqrt(second[key]) + eps)
                 step = first[key]
             else:
-                first[key] = momentum * first[key] + (1 - momentum) * g
+                b1 = 0.9 if name == "muon" else momentum
+                first[key] = b1 * first[key] + (1 - b1) * g
                 second[key] = b2 * second[key] + (1 - b2) * g**2
                 root = np.sqrt(second[key] / (1 - b2**count))
-                step = first[key] / (1 - momentum**count) / (root + eps)
-                step += decay if name == "adamw" else 0.0
+                mean = first[key] / (1 - b1**count)
+                if name == "muon":  # whose Adam is Nesterov's
+                    mean = b1 * first[key] / (1 - b1 ** (count + 1)) + (1 - b1) * g / (1 - b1**count)
+                step = mean / (root + eps) + (decay if name in DECOUPLED else 0.0)
+                step *= ratio(theta, step) if name == "lamb" else 1.0
             params[key] = theta - learning_rate * step
     return params
 
@@ -86,3 +115,18 @@ def test_bad_input(name, options, message):
     with pytest.raises(InvalidArgument) as refusal:
         create_optimizer(name, **options)
     assert str(refusal.value) == message
+
+
+def test_muon_takes_every_axis_but_the_last_as_one():
+    """A convolution's kernel moves as the matrix that it is, and what a matrix is not, moves as with Adam."""
+    tx = create_optimizer("muon")
+    kernel, bias = jnp.asarray(RANDOM.standard_normal((3, 3, 2, 5)), jnp.float32), jnp.ones(5)
+    updates = []
+    for params in ({"a": kernel, "b": bias}, {"a": kernel.reshape(18, 5), "b": bias}):
+        state = tx.init(params)
+        state.hyperparams.update(learning_rate=jnp.asarray(0.1), momentum=jnp.asarray(0.9))
+        with jax.numpy_dtype_promotion("standard"):
+            update, _ = tx.update(params, state, params)
+        updates.append(update)
+    np.testing.assert_allclose(updates[0]["a"].reshape(18, 5), updates[1]["a"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(updates[0]["b"], -0.1 * (1 + 0.9 / 1.9) * np.ones(5), rtol=1e-5)

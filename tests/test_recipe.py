@@ -148,7 +148,7 @@ BAD_INPUT = [
     ({"dataset_size": 5e4}, "a whole number >= 1; nearest: 50000"),
     ({"num_epochs": 0}, "a positive finite number"),
     ({"num_epochs": math.inf}, "a positive finite number"),
-    ({"clock": "epoch"}, "one of epochs, updates, examples; nearest: epochs"),
+    ({"clock": "epoch"}, "one of epochs, updates, examples, tokens; nearest: epochs"),
     ({"conversions": ["scale_learning_rate"]}, "a tuple of conversions, such as IncreaseBatchSize()"),
     ({"hyperparameters": 0.95}, "a mapping of names to numbers or schedules"),
     ({"hyperparameters": {"momentum": 0.9}}, f"hyperparameters is 'momentum'; {OWN}"),

@@ -17,7 +17,7 @@ from bsjax.controllers.planned import Planned
 from bsjax.controllers.plateau import Plateau
 from bsjax.controllers.protocol import Controller
 from bsjax.errors import InvalidArgument, check_choice
-from bsjax.optimizers import OPTIMIZERS
+from bsjax.optimizers import NO_SCALING_RULE, OPTIMIZERS, WITHOUT_SCALING_RULE
 from bsjax.recipe import Recipe
 
 CONTROLLERS: dict[str, Any] = {
@@ -30,7 +30,8 @@ CONTROLLERS: dict[str, Any] = {
     "critical_batch": CriticalBatch,
 }
 
-_SQRT_OPTIMIZERS = ("adam", "adamw", "rmsprop")
+# Muon's rule is what its users do; nobody has shown it.
+_SQRT_OPTIMIZERS = ("adam", "adamw", "rmsprop", "muon")
 
 
 def create_controller(name: str, recipe: Recipe, limits: Limits, optimizer: str, options: Any = None) -> Controller:
@@ -104,10 +105,15 @@ patience, rtol, atol, cooldown, accumulation_size, min_scale; nearest: patience
 def scaling_rule(optimizer: str) -> str:
     """How an optimizer's learning rate follows the batch size.
 
+    Raises:
+      InvalidArgument: no such optimizer, or lars or lamb, for which no rule is known.
+
     >>> scaling_rule("momentum"), scaling_rule("adamw")
     ('linear', 'sqrt')
     """
     check_choice("optimizer", optimizer, OPTIMIZERS)
+    if optimizer in WITHOUT_SCALING_RULE:
+        raise InvalidArgument("optimizer", optimizer, NO_SCALING_RULE, "momentum")
     return "sqrt" if optimizer in _SQRT_OPTIMIZERS else "linear"
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +12,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from bsjax import Plan, Recipe
+from bsjax import IncreaseBatchSize, Plan, Recipe, check_adam_stability
 from bsjax.controllers import Limits, Planned, create_controller
 from bsjax.data import Dataset
 from bsjax.engine import Engine
-from bsjax.engine.devices import all_devices, first_of_each_process
+from bsjax.engine.devices import all_devices, first_of_each_process, is_first_process
 from bsjax.errors import InvalidArgument, check_whole, nearest_multiples
 from bsjax.models import create_model, ghost_batch_size_of
 from bsjax.noise import scaling_exponent
@@ -47,10 +49,18 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     if momentum is None:
         momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
     rate = learning_rate(config.recipe, config.optimizer.learning_rate)
-    made = Recipe(rate, size, dataset_size, num_epochs, momentum=momentum, clock="epochs")
+    others = adam_constants(config)
+    made = Recipe(rate, size, dataset_size, num_epochs, momentum=momentum, clock="epochs", hyperparameters=others)
     names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
+    names |= {"factors": "batch_warmup_factors", "until": "batch_warmup_epochs", "b2": "scale_adam"}
     with argument_is_flag(unit, **names, share="batch_share", growth="batch_growth"):
         made = _scaled(made, config, unit)
+        if conversion.batch_warmup_epochs:
+            factors, until = conversion.batch_warmup_factors, conversion.batch_warmup_epochs
+            made = made.warm_up_batch_size(factors, until, scaling, multiple_of=unit)
+        if others:
+            decay = "time_scale" if "weight_decay" in others else None
+            made = made.scale_adam(conversion.scale_adam, weight_decay=decay)
         if conversion.schedule != "increase_batch_size":
             return made
         share, growth = conversion.batch_share, conversion.batch_growth
@@ -189,10 +199,38 @@ def task(config: Config, dataset: Dataset) -> Task:
     )
 
 
+def adam_constants(config: Config) -> dict[str, float]:
+    """The constants of Adam that follow the batch size, by optax's names; {} without --scale_adam."""
+    given = config.optimizer
+    if config.conversion.scale_adam == "no":
+        return {}
+    decay = {"weight_decay": given.weight_decay} if given.optimizer == "adamw" and given.weight_decay else {}
+    return {"b2": given.b2, "eps": given.epsilon} | decay
+
+
+def warn_of_instability(config: Config) -> None:
+    """Prints a line if the batch grows faster than Adam stands."""
+    given = config.conversion
+    is_adam = config.optimizer.optimizer in ("adam", "adamw")
+    if is_adam and given.schedule == "increase_batch_size" and is_first_process():
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            check_adam_stability(IncreaseBatchSize(scaling=given.batch_scaling, share=given.batch_share))
+        for warning in caught:
+            print(f"warning: batch_{warning.message}", file=sys.stderr)
+
+
 def optimizer(config: Config) -> optax.GradientTransformation:
     """The optimizer, whose learning rate and momentum each update sets."""
     given = config.optimizer
-    return create_optimizer(given.optimizer, given.weight_decay, given.decay_biases_and_norms, given.max_grad_norm)
+    return create_optimizer(
+        given.optimizer,
+        given.weight_decay,
+        given.decay_biases_and_norms,
+        given.max_grad_norm,
+        given.b2,
+        given.epsilon,
+        scheduled=tuple(adam_constants(config)),
+    )
 
 
 def controller(config: Config, dataset_size: int, start: int = 0) -> Any:

@@ -8,7 +8,7 @@ from bsjax.controllers import CONTROLLERS
 from bsjax.data import AUGMENTATIONS, DATASETS
 from bsjax.errors import InvalidArgument, check_choice, check_whole
 from bsjax.models import AUTOENCODERS, CLASSIFIERS, MODELS
-from bsjax.optimizers import OPTIMIZERS
+from bsjax.optimizers import NO_SCALING_RULE, OPTIMIZERS, WITHOUT_SCALING_RULE
 from bsjax.tasks import RECONSTRUCTIONS
 
 LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
@@ -16,6 +16,7 @@ SCHEDULES = ("decay_learning_rate", "increase_batch_size")
 MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS}
 TASKS = tuple(MODELS_OF)
 DTYPES = ("float32", "bfloat16")
+SCALE_ADAM = ("no", "half_life", "sde")
 
 
 def field(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -93,7 +94,9 @@ class OptimizerConfig(_Concern):
     optimizer: str = field("momentum", "Optimizer.", OPTIMIZERS)
     learning_rate: float = field(0.05, "Peak learning rate per update, before --scale_learning_rate.")
     momentum: float | None = field(None, "Momentum per update, or b1 of adam, in [0, 1); default 0.9. sgd has none.")
-    weight_decay: float = field(5e-4, "L2 coefficient in the gradient; for adamw, decoupled.")
+    b2: float = field(0.999, "Decay of the squared gradients per update, in [0, 1).")
+    epsilon: float = field(1e-8, "Added to the root of the squared gradients.")
+    weight_decay: float = field(5e-4, "L2 coefficient in the gradient; for adamw, lamb and muon, decoupled.")
     decay_biases_and_norms: bool = field(False, "Also decay biases and batch-norm parameters.")
     max_grad_norm: float | None = field(None, "Clip gradients to this global norm; default, do not.")
 
@@ -102,6 +105,10 @@ class OptimizerConfig(_Concern):
         if self.optimizer == "sgd" and self.momentum:
             allowed = "combined with another optimizer than sgd, which has no momentum"
             raise InvalidArgument("momentum", self.momentum, allowed, "optimizer=momentum")
+        if not 0 <= self.b2 < 1:
+            raise InvalidArgument("b2", self.b2, "in [0, 1)", 0.999)
+        if not self.epsilon >= 0:
+            raise InvalidArgument("epsilon", self.epsilon, "0 or positive", 1e-8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +160,25 @@ class ConversionConfig(_Concern):
         "linear", "Exponent ρ of learning rate ∝ batch^ρ: linear (1), sqrt (1/2, for adam), or a number in (0, 1]."
     )
     batch_share: float = field(1.0, "Share of the decay that becomes batch, in (0, 1]; 0.5 with sqrt is Seesaw.")
+    batch_warmup_epochs: tuple[float, ...] = field((), "Begin with smaller batches: when each ends, comma-separated.")
+    batch_warmup_factors: tuple[float, ...] = field((0.25, 0.5), "Their shares of the batch size, comma-separated.")
+    scale_adam: str = field(
+        "no",
+        "How b2 follows the batch size: by its half-life in examples, or as 1 - b2, with b1 (sde). With it epsilon "
+        "follows, and adamw's weight decay.",
+        SCALE_ADAM,
+    )
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The fields that make the batch another one than the recipe's."""
+        chosen = {
+            "schedule": self.schedule != "decay_learning_rate",
+            "scale_learning_rate": self.scale_learning_rate != 1,
+            "scale_momentum": self.scale_momentum is not None,
+            "batch_warmup_epochs": bool(self.batch_warmup_epochs),
+        }
+        return tuple(name for name, is_chosen in chosen.items() if is_chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +253,27 @@ class Config:
         if self.optimizer.optimizer == "sgd" and self.conversion.scale_momentum is not None:
             allowed = "combined with another optimizer than sgd, which has no momentum"
             raise InvalidArgument("scale_momentum", self.conversion.scale_momentum, allowed, "optimizer=momentum")
+        self._check_scaling_rule()
+
+    def _check_scaling_rule(self) -> None:
+        """Refuses conversions that have no rule for this optimizer."""
+        name, conversion, controller = self.optimizer.optimizer, self.conversion, self.controller.controller
+        changed = conversion.changed if controller == "planned" else ("controller", *conversion.changed)
+        if name in WITHOUT_SCALING_RULE and changed:
+            value = controller if changed[0] == "controller" else text(getattr(conversion, changed[0]))
+            raise InvalidArgument("optimizer", name, f"{NO_SCALING_RULE}, with {changed[0]}={value}", "momentum")
+        if name == "muon" and conversion.changed and conversion.batch_scaling == "linear":
+            # The linear rule is that of a step as long as its gradient; Muon's has one length whatever the gradient's.
+            allowed = (
+                "sqrt, or an exponent below 1, with optimizer=muon; sqrt is its usual rule, which nobody has shown"
+            )
+            raise InvalidArgument("batch_scaling", "linear", allowed, "sqrt")
+        if conversion.scale_adam != "no" and name not in ("adam", "adamw"):
+            allowed = f"combined with --optimizer=adam or adamw, not {name}"
+            raise InvalidArgument("scale_adam", conversion.scale_adam, allowed, "no")
+        if conversion.batch_warmup_epochs and controller != "planned":
+            times = text(conversion.batch_warmup_epochs)
+            raise InvalidArgument("batch_warmup_epochs", times, "empty with a controller, which sets the batch")
 
     def replace(self, **fields: Any) -> "Config":
         """A copy with other values of some fields, of any concern.

@@ -13,7 +13,7 @@ from bsjax.controllers import options_from_mapping
 from bsjax.engine.devices import is_first_process
 from bsjax.errors import InvalidArgument
 from bsjax.models import CLASSIFIERS, MODELS, create_model
-from bsjax.optimizers import OPTIMIZERS
+from bsjax.optimizers import OPTIMIZERS, WITH_B2
 from experiments.harness.config import CONCERNS, MODELS_OF, Config, text
 
 _DEFINE: dict[Any, Any] = {
@@ -33,6 +33,7 @@ def _models_with(name: str) -> tuple[str, ...]:
 _Owners = dict[str, tuple[str, ...]]
 _GROWS: _Owners = {"schedule": ("increase_batch_size",)}
 _ADAPTS: _Owners = {"controller": ()}
+_WARMS: _Owners = {"batch_warmup_epochs": ()}
 _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"task": ("classification",)}, ("augmentation", "label_smoothing")),
     ({"augmentation": ("crop", "crop_flip")}, ("crop_padding",)),
@@ -44,7 +45,10 @@ _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"optimizer": tuple(name for name in OPTIMIZERS if name != "sgd")}, ("momentum", "scale_momentum")),
     ({"lr_schedule": ("step", "exponential")}, ("lr_decay_epochs", "lr_decay_factor")),
     (_GROWS | _ADAPTS, ("max_batch_size", "batch_growth")),
-    (_GROWS | {"scale_learning_rate": ()}, ("batch_scaling",)),
+    (_GROWS | {"scale_learning_rate": ()} | _WARMS, ("batch_scaling",)),
+    (_GROWS | {"scale_learning_rate": (), "scale_momentum": ()} | _WARMS, ("scale_adam",)),
+    (_WARMS, ("batch_warmup_factors",)),
+    ({"optimizer": WITH_B2}, ("b2", "epsilon")),
     (_GROWS, ("batch_share",)),
     (_ADAPTS, tuple(field.name for field in dataclasses.fields(CONCERNS["controller"])[1:])),
 )
@@ -159,6 +163,8 @@ def _parsed(name: str, value: Any, controller: str) -> Any:
     """The value of a flag that absl does not parse."""
     if name == "lr_decay_epochs":
         return numbers_of(name, value or (), float, "60,120,160")
+    if name in ("batch_warmup_epochs", "batch_warmup_factors"):
+        return numbers_of(name, value or (), float, "3,10" if name == "batch_warmup_epochs" else "0.25,0.5")
     if name == "controller_options":
         try:
             return options_from_mapping(controller, dict(map(_option, value or ())))

@@ -215,7 +215,8 @@ def test_registry_makes_every_controller():
     assert list(create_controller("planned", recipe, limits, "adam").plan) == list(recipe.plan())
     assert create_controller("plateau", recipe, limits, "adam").exponent == 0.5
     assert create_controller("plateau", recipe, limits, "adam", PlateauOptions("linear")).exponent == 1
-    assert [name for name in OPTIMIZERS if scaling_rule(name) == "sqrt"] == ["adam", "adamw", "rmsprop"]
+    rules = {name: scaling_rule(name) for name in OPTIMIZERS if name not in ("lars", "lamb")}
+    assert [name for name, rule in rules.items() if rule == "sqrt"] == ["adam", "adamw", "rmsprop", "muon"]
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
@@ -230,7 +231,11 @@ MISFITS = [
     (("gradient_nose",), r"controller is 'gradient_nose'; .* one of planned, .*; nearest: gradient_noise"),
     (("cabs", "momentum"), r"optimizer is 'momentum'; it must be sgd for cabs; nearest: sgd"),
     (("adascale", "adam"), r"optimizer is 'adam'; .* momentum or nesterov or sgd for adascale; nearest: momentum"),
-    (("plateau", "adma"), r"optimizer is 'adma'; it must be one of sgd, momentum, .*, rmsprop; nearest: adam"),
+    (("plateau", "adma"), r"optimizer is 'adma'; it must be one of sgd, momentum, .*, muon; nearest: adam"),
+    *(
+        (("plateau", name), rf"optimizer is '{name}'; .* for lars and lamb there is none; .*")
+        for name in ("lars", "lamb")
+    ),
     (("plateau", "sgd", Limits(16, 4000)), r"max_batch_size is 4000; .* at most dataset_size 2000; nearest: 2000"),
     (("adascale", "sgd", Limits(3000, 4000)), r"min_batch_size is 3000; .* at most dataset_size 2000; nearest: 2000"),
     (("plateau", "sgd", Limits(32, 64), PlateauOptions(None, True)), r"min_batch_size is 32; .* 16 .*; nearest: 16"),

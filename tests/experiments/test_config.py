@@ -43,6 +43,10 @@ _EVERY_5 = AdaBatchOptions(every_epochs=5, bound_by_decay=True)
         ("--model_width=2", {"model_width": 2}),
         ("--lr_decay_epochs=1,2.5", {"lr_decay_epochs": (1.0, 2.5)}),
         ("--lr_decay_epochs=", {"lr_decay_epochs": ()}),
+        ("--batch_warmup_epochs=2,5", {"batch_warmup_epochs": (2.0, 5.0)}),
+        ("--batch_warmup_epochs=2 --batch_warmup_factors=.5 --batch_scaling=sqrt",
+         {"batch_warmup_epochs": (2.0,), "batch_warmup_factors": (0.5,), "batch_scaling": "sqrt"}),
+        ("--optimizer=adamw --b2=0.95 --epsilon=1e-7", {"optimizer": "adamw", "b2": 0.95, "epsilon": 1e-7}),
         ("--decay_biases_and_norms", {"decay_biases_and_norms": True}),
         ("--scale_learning_rate=2 --batch_scaling=0.6", {"scale_learning_rate": 2.0, "batch_scaling": 0.6}),
         ("--scale_learning_rate=2 --batch_scaling=sqrt", {"scale_learning_rate": 2.0, "batch_scaling": "sqrt"}),
@@ -87,10 +91,17 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
         ("--model=mlp --batch_norm_decay=0.9", "--model=cnn|resnet9|resnet18|wide_resnet"),
         ("--lr_schedule=cosine --lr_decay_epochs=1,2", "--lr_schedule=step|exponential"),
         ("--lr_schedule=linear --lr_decay_factor=2", "--lr_schedule=step|exponential"),
-        ("--optimizer=sgd --momentum=0", "--optimizer=momentum|nesterov|adam|adamw|rmsprop"),
+        ("--optimizer=sgd --momentum=0", "--optimizer=momentum|nesterov|adam|adamw|rmsprop|lars|lamb|muon"),
+        ("--b2=0.95", "--optimizer=adam|adamw|rmsprop|lamb|muon"),
+        ("--epsilon=1e-7 --optimizer=lars", "--optimizer=adam|adamw|rmsprop|lamb|muon"),
+        (
+            "--scale_adam=sde --optimizer=adam",
+            "--schedule=increase_batch_size or --scale_learning_rate or --scale_momentum or --batch_warmup_epochs",
+        ),
+        ("--batch_warmup_factors=0.5", "--batch_warmup_epochs"),
         ("--max_batch_size=640", "--schedule=increase_batch_size or --controller"),
         ("--batch_growth=2", "--schedule=increase_batch_size or --controller"),
-        ("--batch_scaling=sqrt", "--schedule=increase_batch_size or --scale_learning_rate"),
+        ("--batch_scaling=sqrt", "--schedule=increase_batch_size or --scale_learning_rate or --batch_warmup_epochs"),
         ("--batch_share=0.5 --controller=adabatch", "--schedule=increase_batch_size"),
         ("--controller_hysteresis=0.1", "--controller"),
         ("--min_batch_size=128", "--controller"),
@@ -107,6 +118,7 @@ def test_a_flag_that_belongs_to_another_choice_is_refused(arguments, owner):
     ("arguments", "message"),
     [
         ("--lr_decay_epochs=1,x", "lr_decay_epochs is '1,x'; it must be numbers separated by commas"),
+        ("--batch_warmup_epochs=2,x", "batch_warmup_epochs is '2,x'; .* numbers separated by commas; nearest: 3,10$"),
         ("--num_epochs=100 --lr_decay_epochs=60,120", "lr_decay_epochs is '60,120'; .* num_epochs 100; nearest: 60$"),
         ("--controller=plateau --controller_options=patience", "controller_options is 'patience'; .* NAME=VALUE"),
         ("--controller=plateau --controller_options=patince=3", "controller_options is 'patince'; .*: patience$"),
@@ -122,6 +134,8 @@ def test_bad_texts_are_refused_by_flag_name(arguments, message):
 
 
 _GROWING = {"schedule": "increase_batch_size"}
+_ADAM = {"optimizer": "adamw", "batch_scaling": "sqrt"}
+_WARM = {"batch_warmup_epochs": (5.0, 9.0), "batch_size": 32}
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,48 @@ _GROWING = {"schedule": "increase_batch_size"}
         ),
         ({"label_smoothing": 1.0}, r"label_smoothing is 1.0; it must be in \[0, 1\)"),
         ({"warmup_epochs": 60.0}, r"warmup_epochs is 60.0; it must be in \[0, num_epochs 60\)"),
+        ({"b2": 1.0}, r"b2 is 1.0; it must be in \[0, 1\); nearest: 0.999"),
+        ({"epsilon": -1.0}, "epsilon is -1.0; it must be 0 or positive"),
+        (
+            _GROWING | {"optimizer": "lars"},
+            "optimizer is 'lars'; .* there is none, with schedule=increase_batch_size; .*",
+        ),
+        (
+            {"optimizer": "lamb", "scale_learning_rate": 2.0},
+            "optimizer is 'lamb'; .* with scale_learning_rate=2.0; nea",
+        ),
+        (
+            {"optimizer": "lamb", "scale_momentum": 0.95},
+            "optimizer is 'lamb'; .* with scale_momentum=0.95; nearest: mo",
+        ),
+        (
+            {"optimizer": "lars", "batch_warmup_epochs": (3.0, 9.5)},
+            "optimizer is 'lars'; .* batch_warmup_epochs=3,9.5; ",
+        ),
+        (
+            {"optimizer": "lars", "controller": "plateau"},
+            "optimizer is 'lars'; .* with controller=plateau; nearest: mom",
+        ),
+        (_GROWING | {"optimizer": "muon"}, "batch_scaling is 'linear'; .* with optimizer=muon; .*; nearest: sqrt$"),
+        (
+            _GROWING | {"scale_adam": "sde"},
+            "scale_adam is 'sde'; .* --optimizer=adam or adamw, not momentum; nearest: no",
+        ),
+        (
+            _ADAM | {"scale_learning_rate": 4.0, "scale_adam": "sde"},
+            r"scale_adam is 'sde'; .* for a batch of 128: .* 16 · 0.1 = 1.6; nearest: half_life, or .* at most 79$",
+        ),
+        (
+            _ADAM | {"scale_momentum": 0.95, "scale_adam": "sde"},
+            "scale_adam is 'sde'; .* with scale_momentum, .*: half_l",
+        ),
+        ({"batch_warmup_epochs": (5.0, 9.0)}, "batch_warmup_factors is .* 8 · 0.25 = 2 is .* --ghost_batch_size 8$"),
+        (
+            _WARM | {"batch_warmup_epochs": (5.0, 90.0)},
+            r"batch_warmup_epochs is .* at most 60 epochs, .*: \(5.0, 60.0\)$",
+        ),
+        (_WARM | {"batch_warmup_epochs": (5.0,)}, "batch_warmup_epochs is .* one time for each of the 2 factors$"),
+        (_WARM | {"controller": "plateau"}, "batch_warmup_epochs is '5,9'; .* empty with a controller"),
         ({"lr_decay_factor": 1.0}, "lr_decay_factor is 1.0; it must be greater than 1"),
         ({"lr_decay_epochs": (40.0, 20.0)}, "lr_decay_epochs is .* increasing order; nearest: 20,40"),
         ({"lr_decay_epochs": (40.0, 60.0)}, "lr_decay_epochs is .* between 0 and num_epochs 60; nearest: 40"),
@@ -169,6 +225,58 @@ _GROWING = {"schedule": "increase_batch_size"}
 def test_bad_values_are_refused_by_flag_name(changes, message):
     with pytest.raises(InvalidArgument, match=f"^{message}"):
         build.recipe(Config().replace(**changes), dataset_size=1437)
+
+
+def test_adams_constants_follow_the_batch():
+    changes = _GROWING | _ADAM | {"lr_decay_factor": 4.0, "batch_share": 0.5, "b2": 0.99, "weight_decay": 0.1}
+    plain, scaled = (
+        build.recipe(Config().replace(**changes, **more), 1437) for more in ({}, {"scale_adam": "half_life"})
+    )
+    np.testing.assert_array_equal(scaled.plan().batch_sizes, plain.plan().batch_sizes)
+    assert plain.plan().others == {}
+    # After a decay by 4 the batch is 4 times, and the learning rate twice, what they would be.
+    values = {name: value.item() for name, value in scaled.others_at(25 * 1437).items()}
+    assert values == pytest.approx({"b2": 0.99**4, "eps": 5e-9, "weight_decay": 0.1 * 4 / 2}, rel=1e-5)
+    adam = build.recipe(
+        Config().replace(**changes | {"optimizer": "adam", "max_batch_size": 72}, scale_adam="sde"), 1437
+    )
+    assert sorted(adam.plan().others) == ["b2", "eps"]  # its weight decay is in the gradient
+
+
+def test_the_optimizer_has_what_the_plan_sets():
+    changes = {"model": "mlp", "scale_learning_rate": 2.0, "scale_adam": "half_life", "b2": 0.95, "epsilon": 1e-7}
+    config = Config().replace(**_ADAM, **changes)
+    state = build.optimizer(config).init({"w": np.zeros((2, 2), np.float32)})
+    values = {name: float(value) for name, value in state.hyperparams.items()}
+    assert values == pytest.approx({"learning_rate": 0, "momentum": 0, "b2": 0.95, "eps": 1e-7, "weight_decay": 5e-4})
+    plan = build.recipe(config, 1437).plan()
+    build.engine(config, load_dataset("digits"), plan, devices="1").check_hyperparameters(plan[0].hyperparameters)
+
+
+def test_smaller_batches_first():
+    recipe = build.recipe(Config().replace(**_WARM, batch_scaling="sqrt"), 1437)
+    values = recipe.at(np.array([0, 6, 10]) * 1437)
+    assert values.batch_size.tolist() == [8, 16, 32]
+    np.testing.assert_allclose(values.learning_rate, 0.05 * np.sqrt([0.25, 0.5, 1]))
+    grown = build.recipe(Config().replace(**_WARM | _GROWING, batch_scaling="sqrt"), 1437)
+    assert grown.at(0).batch_size == 8
+    assert grown.plan().batch_sizes.max() > 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        (_ADAM | _GROWING, "warning: batch_share is 1; for Adam it must be at most 0.5 with scaling 0.5: "),
+        (_ADAM | _GROWING | {"batch_share": 0.5}, ""),
+        (_ADAM | {"scale_learning_rate": 2.0}, ""),
+        (_GROWING, ""),
+    ],
+)
+def test_a_batch_that_grows_too_fast_for_adam_is_told(changes, warning, capsys):
+    build.warn_of_instability(Config().replace(**changes))
+    error = capsys.readouterr().err
+    assert error.startswith(warning)
+    assert error.count("\n") == bool(warning)
 
 
 @pytest.mark.parametrize("others", [{}, {"batch_scaling": "sqrt"}, {"scale_learning_rate": 2.0}, {"model": "mlp"}])
