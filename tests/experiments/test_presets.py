@@ -41,7 +41,7 @@ def phases_of(plan, boundaries):
 
 def test_a_preset_may_have_the_first_controls_only():
     preset = presets.get("cifar10_small")
-    assert list(presets.controls(preset, preset.config)) == [presets.CONSTANT, _FEW, _DECAYED]
+    assert list(presets.controls(preset, preset.config)) == [presets.CONSTANT, _FEW]
 
 
 @_EVERY_PRESET
