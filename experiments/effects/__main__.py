@@ -14,12 +14,36 @@ import textwrap
 from absl import flags
 
 from bsjax.errors import check_choice
-from experiments.effects import distance, extremes, generalisation, ghosts, momentum, rules, sharpness, variance
+from experiments.effects import (
+    distance,
+    extremes,
+    generalisation,
+    ghosts,
+    imbalance,
+    memory,
+    momentum,
+    powers_of_two,
+    rules,
+    sharpness,
+    variance,
+)
 from experiments.effects.claim import Claim, report
 from experiments.effects.study import BASES, define_flags, jobs_from_flags, study_from_flags
 from experiments.harness import cli, pool, studies
 
-_MODULES = (variance, generalisation, sharpness, distance, rules, momentum, extremes, ghosts)
+_MODULES = (
+    variance,
+    generalisation,
+    sharpness,
+    distance,
+    rules,
+    momentum,
+    extremes,
+    ghosts,
+    powers_of_two,
+    memory,
+    imbalance,
+)
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}
 
 

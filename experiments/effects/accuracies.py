@@ -42,9 +42,7 @@ def train_all(
       baseline: the key of what a key is compared with.
       margin: the largest difference of accuracies that does not matter.
     """
-    found = study.train([one.replace(seed=seed) for one in trainings.values() for seed in study.seeds])
-    count = len(study.seeds)
-    outcomes = {key: found[i * count : (i + 1) * count] for i, key in enumerate(trainings)}
+    outcomes = study.train_seeds(trainings)
     values = {key: finals(its, "test_accuracy") for key, its in outcomes.items()}
 
     def compared(key: Key) -> Comparison:

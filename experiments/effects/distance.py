@@ -72,9 +72,7 @@ def _cases(study: Study, settings: Settings) -> dict[tuple[str, int], Case]:
         stops = evaluations(study.updates(settings.num_epochs, size), settings.num_evaluations)
         config = base.replace(batch_size=size, learning_rate=scaled(rate, size / smallest, rule))
         trainings[rule, size] = Training(config, stops)
-    found = study.train([one.replace(seed=seed) for one in trainings.values() for seed in study.seeds])
-    count, cases = len(study.seeds), {}
-    groups = {key: found[i * count : (i + 1) * count] for i, key in enumerate(keys)}
+    groups, cases = study.train_seeds(trainings), {}
     for (rule, size), outcomes in groups.items():
         logs = _log_distances(outcomes)
         compared = compare(logs, _log_distances(groups[rule, smallest]), math.log(_MARGIN))

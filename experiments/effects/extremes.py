@@ -82,7 +82,7 @@ CLAIM = Claim(
     margin=f"{100 * _MARGIN:g} point of test accuracy; true where it is worse than the batch in between",
     settings={
         "digits": Settings(),
-        "fashion_mnist": Settings(batch_size=64, num_epochs=1.0, search_seeds=1),
+        "fashion_mnist": Settings(batch_size=256, num_epochs=1.0, search_seeds=1),
         "cifar10": Settings(batch_size=64, num_epochs=5.0),
         "quick": Settings(64, num_epochs=0.2, search_seeds=1),
     },

@@ -1,18 +1,23 @@
 """The flags and the presets of the claims, and what a claim gets to work with."""
 
+import json
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 
 from bsjax.data import load_dataset
 from bsjax.errors import InvalidArgument, check_choice
+from bsjax.run import identity
+from bsjax.run.metrics import read_json, write_json
 from experiments.effects import training
 from experiments.effects.training import Outcome, Setup, Training
 from experiments.harness import control, presets, studies
 from experiments.harness.config import Config
 from experiments.harness.pool import SideBySide, default_jobs
+
+Key = TypeVar("Key")
 
 # Seeds of searches, which no report uses.
 SEARCH_SEED = 100
@@ -84,9 +89,32 @@ class Study(NamedTuple):
         done = {one: outcome for one, outcome in outcomes.items() if outcome} | dict(zip(todo, found, strict=True))
         return [done[one] for one in trainings]
 
-    def train_seeds(self, one: Training, seeds: Sequence[int] | None = None) -> list[Outcome]:
-        """A training with each of the study's seeds, or of others."""
-        return self.train([one.replace(seed=seed) for seed in (self.seeds if seeds is None else seeds)])
+    def train_seeds(self, trainings: Mapping[Key, Training]) -> dict[Key, list[Outcome]]:
+        """The outcomes of each training with each of the study's seeds, by its key."""
+        found = self.train([one.replace(seed=seed) for one in trainings.values() for seed in self.seeds])
+        count = len(self.seeds)
+        return {key: found[i * count : (i + 1) * count] for i, key in enumerate(trainings)}
+
+    def kept(self, name: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """A measurement that is not repeated once it is in its file.
+
+        Args:
+          name: of the file.
+          about: everything that the measurement depends on, as JSON.
+          measure: returns it, as JSON.
+
+        Raises:
+          InvalidArgument: the file is of other settings.
+        """
+        path, about = self.workdir / "measurements" / f"{name}.json", json.loads(json.dumps(about))
+        if path.exists():
+            there = read_json(path, ("recipe", "measured"), "remove it, and the measurement is repeated")
+            identity.check_same(path.parent, {"recipe": there["recipe"]}, {"recipe": about})
+            return there["measured"]
+        measured = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"recipe": about, "measured": measured})
+        return measured
 
     def check_time(self) -> None:
         """Raises StoppedEarly if it is time to stop."""

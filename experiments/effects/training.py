@@ -30,6 +30,9 @@ from experiments.harness.control import Control
 from experiments.harness.pool import StoppedEarly, is_worker_to_stop
 
 _MICROBATCH = 512  # of evaluations
+# A training has diverged if its loss is not finite, or if its parameters have moved further than this many times their
+# first norm: units that have died leave a finite loss.
+_FAR = 100.0
 
 
 class Setup(NamedTuple):
@@ -57,6 +60,19 @@ class Probe(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Data:
+    """What becomes of the training examples.
+
+    Args:
+      imbalance: how many times as many examples the first class has as the last one; those between, in geometric steps.
+      even: whether the order spreads each class evenly over an epoch, see `bsjax.data.ExampleStream`.
+    """
+
+    imbalance: float = 1.0
+    even: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
     """A training and its measurements.
 
@@ -66,6 +82,7 @@ class Training:
       target_train_loss: ends it earlier, at the first evaluation with a training loss at or below this.
       probe: measured at the updates `probe_at`, or at the last evaluation if that is empty.
       probe_at: some of `evaluate_at`.
+      data: what becomes of the training examples.
     """
 
     config: Config
@@ -73,6 +90,7 @@ class Training:
     target_train_loss: float = 0.0
     probe: Probe | None = None
     probe_at: tuple[int, ...] = ()
+    data: Data = Data()
 
     def replace(self, **fields: Any) -> "Training":
         """A copy whose config has other values of some fields."""
@@ -103,6 +121,7 @@ class Lab:
     engine: Engine
     task: Task
     train: ArraySource  # the first training examples
+    test: ArraySource  # the first test examples
     seed: int
     initial: np.ndarray  # float64 [P], the parameters before the first update
     mean_train_loss: Callable[[Any, Any], float]
@@ -155,7 +174,7 @@ def _train(setup: Setup, training: Training) -> Outcome:
         momentum = 0.0
     else:
         unused["momentum"], momentum = None, 0.9 if momentum is None else momentum
-    lab = create_lab(setup, config.replace(**unused))
+    lab = create_lab(setup, config.replace(**unused), training.data)
     batch_size, learning_rate = config.recipe.batch_size, config.optimizer.learning_rate
     points: list[dict[str, Any]] = []
     state, updates = lab.engine.init(), 0
@@ -165,7 +184,7 @@ def _train(setup: Setup, training: Training) -> Outcome:
             state, _ = lab.engine.update(state, update)
             updates += 1
         point, params, batch_stats = _measure(lab, state)
-        if not math.isfinite(point["train_loss"]):
+        if not math.isfinite(point["train_loss"]) or point["distance"] > _FAR * np.linalg.norm(lab.initial):
             return Outcome(training, points, diverged=True)
         is_last = stop == training.evaluate_at[-1] or point["train_loss"] <= training.target_train_loss
         points.append({"update": updates, "examples_seen": updates * batch_size, **point})
@@ -186,9 +205,12 @@ def _measure(lab: Lab, state: Any) -> tuple[dict[str, float], Any, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def create_lab(setup: Setup, config: Config) -> Lab:
+def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     """The engine of all trainings whose configs agree but for batch size, learning rate and momentum."""
     dataset, control = load_dataset(config.data.dataset, setup.control.data_dir), setup.control
+    if data.imbalance > 1:
+        kept = imbalanced(dataset.train.gather(np.arange(len(dataset.train)))["label"], data.imbalance)
+        dataset = dataclasses.replace(dataset, train=ArraySource(dataset.train.gather(kept)))
     train, test = (
         ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)))))
         for split in (dataset.train, dataset.test)
@@ -205,6 +227,7 @@ def create_lab(setup: Setup, config: Config) -> Lab:
         microbatch_size=config.run.microbatch_size,
         examples_on=control.images_on,
         devices=devices,
+        classes=dataset.train.gather(np.arange(len(dataset.train)))["label"] if data.even else None,
     )
     initial = np.array(ravel_pytree(first_replica(engine.init()).params)[0], np.float64)
 
@@ -216,7 +239,7 @@ def create_lab(setup: Setup, config: Config) -> Lab:
         parts = [summed(params, batch_stats, *part) for part in microbatches(train, _MICROBATCH)]
         return float(sum(map(float, parts)) / len(train))
 
-    return Lab(engine, task, train, config.run.seed, initial, mean_train_loss)
+    return Lab(engine, task, train, test, config.run.seed, initial, mean_train_loss)
 
 
 def _name(setup: Setup, training: Training) -> str:
@@ -224,7 +247,26 @@ def _name(setup: Setup, training: Training) -> str:
     name = f"{runs.run_name(training.config, setup.reference)},updates={training.evaluate_at[-1]}"
     if training.target_train_loss:
         name += f",train_loss={training.target_train_loss:g}"
+    name += f",imbalance={training.data.imbalance:g}" if training.data.imbalance > 1 else ""
+    name += ",even" if training.data.even else ""
     return f"{name},{training.probe.name}.json" if training.probe else f"{name}.json"
+
+
+def imbalanced(labels: np.ndarray, ratio: float) -> np.ndarray:
+    """The indices of examples that are kept so that the first class has `ratio` times as many as the last one.
+
+    Class c of C keeps its first n ratio^(-c/(C-1)) examples, where n are as many as the rarest class has.
+
+    >>> labels = np.repeat([0, 1, 2], 100)
+    >>> np.bincount(labels[imbalanced(labels, 100.0)]).tolist()
+    [100, 10, 1]
+    """
+    counts = np.bincount(labels)
+    kept = [
+        np.flatnonzero(labels == c)[: max(1, round(counts.min() * ratio ** (-c / max(1, len(counts) - 1))))]
+        for c in range(len(counts))
+    ]
+    return np.sort(np.concatenate(kept))
 
 
 def evaluations(num_updates: int, count: int = 1, first: int = 1) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def measure(study: Study, settings: Settings) -> Findings:
     batch_size = study.config.recipe.batch_size
     moments = tuple(study.updates(epochs, batch_size) for epochs in settings.epochs)
     probe = Batches(settings.num_batches, settings.max_examples)
-    outcomes = study.train_seeds(Training(study.config, moments, probe=probe, probe_at=moments))
+    [outcomes] = study.train_seeds({"": Training(study.config, moments, probe=probe, probe_at=moments)}).values()
     cases: dict[str, bool | None] = {}
     table, points = [], []
     for moment, when in enumerate(("early", "late")):

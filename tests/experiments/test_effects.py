@@ -12,7 +12,7 @@ from bsjax import InvalidArgument
 from bsjax.analysis.statistics import Comparison, Interval
 from experiments.effects import claim, distance, rates, study, training, variance
 from experiments.effects.__main__ import CLAIMS
-from experiments.effects.training import Outcome, Setup, Training
+from experiments.effects.training import Data, Outcome, Setup, Training
 from experiments.harness.control import Control
 from experiments.harness.pool import StoppedEarly
 
@@ -39,7 +39,7 @@ def test_every_claim_says_what_it_is_and_leaves_its_files(everything, read_csv, 
     folder, stdout = everything
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (folder / f"{name}.svg").read_text(encoding="utf-8")
-    assert read_csv(folder / f"{name}.csv") and len(read_csv(folder / f"{name}_table.csv")) >= 2
+    assert read_csv(folder / f"{name}.csv") and read_csv(folder / f"{name}_table.csv")
     about = json.loads((folder / f"{name}.json").read_text())
     one = CLAIMS[name]
     assert (about["question"], about["claim"], about["margin"]) == (one.question, one.claim, one.margin)
@@ -128,6 +128,48 @@ def test_the_extremes_are_really_run(everything, read_csv):
     table = {row["training"]: row for row in read_csv(everything[0] / "extremes_table.csv")}
     assert [table[name]["batch_size"] for name in ("batch 1", "full batch at equal epochs")] == ["1", "1437"]
     assert table["full batch at equal updates"]["updates"] == table["in between"]["updates"]
+
+
+def test_an_accumulated_batch_needs_the_memory_of_a_microbatch(everything, read_csv):
+    """XLA's plan; what a process takes is measured, and not asserted."""
+    whole, accumulated = read_csv(everything[0] / "memory_table.csv")
+    assert (whole["microbatch_size"], accumulated["microbatch_size"]) == ("128", "32")
+    assert 0 < float(accumulated["xla_bytes"]) < float(whole["xla_bytes"]) / 2
+    assert float(whole["measured_bytes"]) >= 0
+
+
+def test_speeds_are_over_those_of_the_neighbours(everything, read_csv):
+    [row] = read_csv(everything[0] / "powers_of_two_table.csv")
+    before, at, after = (float(point["images_per_second"]) for point in read_csv(everything[0] / "powers_of_two.csv"))
+    assert float(row["speed_over_neighbours"]) == pytest.approx(at / (before * after) ** 0.5, rel=1e-4)
+
+
+def test_a_measurement_is_kept_and_refuses_other_settings(setup, tmp_path):
+    one = study.Study("digits", True, study.BASES["digits"], tmp_path, range(2), 1, setup, None)
+    assert one.kept("speed", {"batch_size": 8}, lambda: [1.5, 2.0]) == [1.5, 2.0]
+    assert one.kept("speed", {"batch_size": 8}, lambda: pytest.fail("measured again")) == [1.5, 2.0]
+    with pytest.raises(InvalidArgument, match=r"recipe.batch_size 8 there, 9 here"):
+        one.kept("speed", {"batch_size": 9}, list)
+
+
+def test_both_orders_see_the_same_imbalanced_examples(everything, read_csv):
+    table = read_csv(everything[0] / "imbalance_table.csv")
+    by_key = {(row["order"], row["batch_size"]): row for row in table}
+    assert {order for order, _ in by_key} == {"shuffled", "even"}
+    for size in ("16", "64"):
+        pair = by_key["shuffled", size], by_key["even", size]
+        assert len({(row["learning_rate"], row["updates"]) for row in pair}) == 1
+        difference = float(pair[1]["rare"]) - float(pair[0]["rare"])
+        assert float(pair[1]["to_shuffled"]) == pytest.approx(difference, abs=1e-5)
+    files = {path.name for path in (everything[0] / "trainings").glob("*imbalance=4*")}
+    assert any(name.endswith(",imbalance=4,even,recalls.json") for name in files)
+
+
+def test_an_even_order_belongs_to_the_identity_of_a_run(setup):
+    lab = training.create_lab(setup, _QUICK.replace(batch_size=1), Data(imbalance=30.0, even=True))
+    assert lab.engine.identity["engine"].keys() == {"seed", "classes"}
+    plain = training.create_lab(setup, _QUICK.replace(batch_size=1), Data())
+    assert plain.engine.identity["engine"].keys() == {"seed"}
 
 
 class _Parabola:
