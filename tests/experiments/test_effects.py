@@ -35,6 +35,16 @@ def setup():
 
 
 @pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_has_settings_for_every_preset(name):
+    one = CLAIMS[name]
+    assert set(one.settings) == {*study.BASES, "quick"}
+    for settings in one.settings.values():
+        sizes = getattr(settings, "batch_sizes", ())
+        assert list(sizes) == sorted(set(sizes))
+    assert all(text and not text.endswith(" ") for text in (one.question, one.claim, one.prediction, one.margin))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
 def test_every_claim_says_what_it_is_and_leaves_its_files(everything, read_csv, name):
     folder, stdout = everything
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
