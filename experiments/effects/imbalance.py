@@ -49,7 +49,7 @@ class Recalls:
         return {"rare": float(recalls[-self.num_rare :].mean()), "others": float(recalls[: -self.num_rare].mean())}
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _correct(lab: Lab) -> Any:
     """Whether each image's most likely class is the right one."""
 

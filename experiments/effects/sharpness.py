@@ -58,7 +58,7 @@ class Curvature:
         }
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def _product(lab: Lab, max_examples: int) -> Any:
     examples = {name: array[:max_examples] for name, array in lab.train.examples.items()}
     return hessian_vector_product(lab.task, ArraySource(examples), microbatch_size=512)

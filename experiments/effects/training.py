@@ -204,7 +204,7 @@ def _measure(lab: Lab, state: Any) -> tuple[dict[str, float], Any, Any]:
     return losses | {"distance": distance}, params, batch_stats
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=8)
 def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     """The engine of all trainings whose configs agree but for batch size, learning rate and momentum."""
     dataset, control = load_dataset(config.data.dataset, setup.control.data_dir), setup.control
