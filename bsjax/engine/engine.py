@@ -2,10 +2,12 @@
 
 import functools
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from bsjax.constants import describe_constants
@@ -79,6 +81,8 @@ class Engine:
       grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.engine.layout.Layouts`.
       measure_noise: every update is to have two microbatches or more, see `bsjax.engine.layout.Layouts`.
       shard_optimizer: each device keeps a share of the optimizer's state, see `bsjax.engine.shares`.
+      classes: int [N], the class of each training example, for an order that spreads each class evenly over an epoch,
+        see `bsjax.data.ExampleStream`; default, the order does not know of classes.
 
     Raises:
       InvalidArgument: an argument is not what it should be; a batch or microbatch size does not hold whole groups; the
@@ -119,6 +123,7 @@ class Engine:
         grow_devices: bool = False,
         measure_noise: bool = False,
         shard_optimizer: bool = False,
+        classes: Any = None,
     ):
         check_choice("examples_on", examples_on, EXAMPLES_ON)
         example = check_arguments(task, tx, train, test)
@@ -140,7 +145,7 @@ class Engine:
 
         steps = Steps(task, tx)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
-        stream = ExampleStream(len(train), seed)
+        stream = ExampleStream(len(train), seed, classes)
         self._init = functools.partial(jax.jit(steps.init), init_key, example)
         self._shared = steps.shared(jax.eval_shape(self._init)) if shard_optimizer else None
         self._metrics = ("loss", *task.metrics, "grad_norm", "weighted_grad_sq", "num_stops")
@@ -153,6 +158,7 @@ class Engine:
         self._model_flops = lambda: model_flops(steps, jax.eval_shape(self._init), example, task.group_size)
         self._programs: dict[int, Programs] = {}  # by number of devices
         self._tx, self._train, self._test, self._seed = tx, train, test, seed
+        self._order = {} if classes is None else {"classes": zlib.crc32(np.asarray(classes, np.int64).tobytes())}
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -162,7 +168,7 @@ class Engine:
             "train": {"examples": len(self._train), "fingerprint": self._train.fingerprint},
             "test": {"examples": len(self._test), "fingerprint": self._test.fingerprint},
             "optimizer": describe_constants(self._tx),
-            "engine": {"seed": self._seed},
+            "engine": {"seed": self._seed, **self._order},
         }
         return json.loads(json.dumps(identity))
 

@@ -20,9 +20,8 @@ One minute on two CPU cores, and four with --preset=fashion_mnist. Of digits, to
     the same of the fit                 20.8 (15.2 to 28.7)
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -39,10 +38,10 @@ from bsjax.errors import RunError
 from bsjax.noise import scaling_exponent
 from experiments.critical_batch_size import branched_training, target_loss
 from experiments.critical_batch_size.study import PRESETS, Study, define_flags, study_from_flags
-from experiments.critical_batch_size.target_loss import Search, SideBySide, geometric_mean
-from experiments.harness import cli, figures, studies
+from experiments.critical_batch_size.target_loss import Search, geometric_mean
+from experiments.harness import cli, figures, pool, studies
 from experiments.harness.config import Config
-from experiments.harness.pool import worker_pool
+from experiments.harness.pool import SideBySide
 
 _NAME = "critical_batch_size"
 
@@ -58,7 +57,7 @@ class Branches(NamedTuple):
 def main() -> None:
     """Trains the missing runs, then draws the figure and prints the tables."""
     study = study_from_flags()
-    with _side_by_side(study.jobs) as side_by_side:
+    with pool.side_by_side(study.jobs) as side_by_side:
         searches = search_all(study, side_by_side)
         reached = [search for search in searches if search.best is not None]
         if len(reached) < 3:
@@ -275,15 +274,6 @@ def _draw(
 def _values(along: Sequence[dict[str, Any]]) -> np.ndarray:
     """[2, points, 3]: the intervals of the branches and of the gradient noise scale."""
     return np.array([[row[name] for row in along] for name in ("branched", "gradient_noise_scale")], np.float64)
-
-
-@contextlib.contextmanager
-def _side_by_side(jobs: int) -> Iterator[SideBySide]:
-    if jobs <= 1:
-        yield lambda work, tasks: [work(*arguments) for arguments in tasks]
-        return
-    with worker_pool(jobs) as submit:
-        yield lambda work, tasks: [one.result() for one in [submit(work, *arguments) for arguments in tasks]]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from bsjax.run.metrics import read_json, write_json
 from experiments.harness import build, runs
 from experiments.harness.config import Config
 from experiments.harness.control import Control
-from experiments.harness.pool import StoppedEarly, is_worker_to_stop
+from experiments.harness.pool import SideBySide, StoppedEarly, is_worker_to_stop
 
 # Evaluations come at steps that grow by this factor, which resolves 50 steps as well as 50,000.
 _SPACING = 1.05
@@ -57,10 +57,6 @@ class Trial(NamedTuple):
 
     def steps_to(self, target_loss: float) -> float | None:
         return steps_to_target(self.steps, self.losses, target_loss) if self.steps else None
-
-
-# Calls work(*arguments) for each of some arguments, side by side or not.
-SideBySide = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
 
 
 class Search(NamedTuple):

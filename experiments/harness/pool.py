@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -21,6 +21,8 @@ from bsjax.run import workdir as workdirs
 _ERROR, _SIGNAL = 1, 2
 
 Submit = Callable[..., concurrent.futures.Future]
+# Calls work(*arguments) for each of some arguments, side by side or not.
+SideBySide = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
 
 
 class StoppedEarly(Exception):  # noqa: N818  (all is well)
@@ -93,6 +95,16 @@ def worker_pool(jobs: int) -> Iterator[Submit]:
             raise
         if (signum := caught()) is not None:
             raise workdirs.Interrupted(signum)
+
+
+@contextlib.contextmanager
+def side_by_side(jobs: int) -> Iterator[SideBySide]:
+    """A function that does some work for each of some arguments, in as many processes as `jobs`; with one, in this."""
+    if jobs <= 1:
+        yield lambda work, tasks: [work(*arguments) for arguments in tasks]
+        return
+    with worker_pool(jobs) as submit:
+        yield lambda work, tasks: [one.result() for one in [submit(work, *arguments) for arguments in tasks]]
 
 
 def is_worker_to_stop(trains: bool = False) -> bool:

@@ -1,5 +1,6 @@
 """Data sets that never change, the endless stream, and augmentation by position."""
 
+import re
 import zlib
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bsjax import InvalidArgument
 from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
 from bsjax.data.augmentation import augment
 from bsjax.engine.step import example_keys, split_keys
@@ -36,6 +38,31 @@ def test_every_epoch_is_another_permutation_and_every_seed_other_ones():
     epochs = np.array([ExampleStream(100, seed).indices(0, 300).reshape(3, 100) for seed in (0, 1)]).reshape(6, 100)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(100), (6, 1)))
     assert len(np.unique(epochs, axis=0)) == 6
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 1000), st.data())
+def test_an_even_order_takes_every_example_once_and_spreads_each_class(classes, seed, data):
+    size, classes = len(classes), np.array(classes)
+    example_stream = ExampleStream(size, seed, classes)
+    for epoch in (0, 3):
+        order = example_stream.indices(epoch * size, size)
+        assert sorted(order.tolist()) == list(range(size))
+        counts = np.bincount(classes, minlength=5)
+        so_far = np.cumsum(classes[order][:, None] == np.arange(5), axis=0)  # [N, classes]
+        bound = 1 + len(set(classes.tolist())) * counts / size
+        assert (np.abs(so_far - np.arange(1, size + 1)[:, None] * counts / size) <= bound + 1e-9).all()
+    # A function of the seed and the position alone.
+    start, count = data.draw(st.integers(0, 3 * size)), data.draw(st.integers(1, 2 * size))
+    again = ExampleStream(size, seed, classes.tolist())
+    whole = np.concatenate([again.indices(start, 1), again.indices(start + 1, count)])
+    np.testing.assert_array_equal(whole, example_stream.indices(start, count + 1))
+
+
+def test_classes_that_are_not_one_for_each_example_are_refused():
+    for classes, found in (([0, 1], "int64[2]"), ([0.5, 1.0, 2.0], "float64[3]")):
+        with pytest.raises(InvalidArgument, match=re.escape(f"classes is '{found}'; it must be int[3], the class of")):
+            ExampleStream(3, seed=0, classes=classes)
 
 
 # Augmentation.

@@ -268,3 +268,20 @@ def test_a_batch_size_that_comes_later_is_checked_too(dataset):
     engine = make_engine(dataset, cnn(), create_optimizer("sgd"), [16], devices=jax.devices()[:1])
     with pytest.raises(bsjax.InvalidArgument, match=r"^batch_size is 20; .* nearest: 16 or 24$"):
         engine.update(engine.init(), update(0, 20))
+
+
+def test_an_order_that_spreads_classes_puts_one_of_each_into_every_pair():
+    """The loss is the class, so that a pair of one of each has 0.5."""
+    classes = np.repeat([0, 1], 4)
+    source = ArraySource(classes.astype(np.float32))
+    task = from_loss(lambda params, x, keys, train: 0 * params + x, lambda key: jnp.zeros(()))
+    make = functools.partial(Engine, task, create_optimizer("sgd"), source, source, [2], devices=jax.devices()[:1])
+    engines = make(classes=classes), make()
+    assert [set(engine.identity["engine"]) for engine in engines] == [{"seed", "classes"}, {"seed"}]
+    losses = []
+    for engine in engines:
+        state = engine.init()
+        for number in range(8):  # two epochs
+            state, metrics = engine.update(state, update(2 * number, 2))
+            losses.append(metrics.loss)
+    assert losses[:8] == [0.5] * 8 != losses[8:]

@@ -1,0 +1,1 @@
+"""What the batch size does, claim by claim: `python -m experiments.effects`."""

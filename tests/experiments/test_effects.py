@@ -1,0 +1,265 @@
+"""The study of what the batch size does: every claim end to end in its quick mode, its search and its trainings."""
+
+import doctest
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from bsjax import InvalidArgument
+from bsjax.analysis.statistics import Comparison, Interval
+from experiments.effects import claim, distance, rates, study, training, variance
+from experiments.effects.__main__ import CLAIMS
+from experiments.effects.training import Data, Outcome, Setup, Training
+from experiments.harness.control import Control
+from experiments.harness.pool import StoppedEarly
+
+_FLAGS = ["--quick", "--seeds=2", "--jobs=1"]
+_QUICK = study.BASES["digits"].config.replace(model_width=8)
+
+
+@pytest.fixture(scope="module")
+def everything(call, tmp_path_factory):
+    """The folder and the output of all claims."""
+    folder = tmp_path_factory.mktemp("effects")
+    result = call("effects", "--claim=all", *_FLAGS, f"--workdir={folder}")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+@pytest.fixture
+def setup():
+    return Setup(_QUICK, num_eval_examples=100, control=Control(devices="1"))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_has_settings_for_every_preset(name):
+    one = CLAIMS[name]
+    assert set(one.settings) == {*study.BASES, "quick"}
+    for settings in one.settings.values():
+        sizes = getattr(settings, "batch_sizes", ())
+        assert list(sizes) == sorted(set(sizes))
+    assert all(text and not text.endswith(" ") for text in (one.question, one.claim, one.prediction, one.margin))
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_every_claim_says_what_it_is_and_leaves_its_files(everything, read_csv, name):
+    folder, stdout = everything
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (folder / f"{name}.svg").read_text(encoding="utf-8")
+    assert read_csv(folder / f"{name}.csv") and read_csv(folder / f"{name}_table.csv")
+    about = json.loads((folder / f"{name}.json").read_text())
+    one = CLAIMS[name]
+    assert (about["question"], about["claim"], about["margin"]) == (one.question, one.claim, one.margin)
+    assert about["quick"] and about["seeds"] == 2 and about["versions"]["jax"]
+    verdict = claim.verdict_of(about["cases"])
+    assert (about["verdict"], about["detail"]) == verdict
+    said = re.search(rf"^== {name}: .*?^Verdict: (.*?)\n\n", stdout, re.MULTILINE | re.DOTALL)[1]
+    assert " ".join(said.split()) == str(verdict)
+    [row] = [row for row in read_csv(folder / "verdicts.csv") if row["claim"] == name]
+    assert (row["verdict"], row["detail"]) == verdict
+
+
+def test_nothing_is_trained_again(everything, call, read_csv):
+    folder, stdout = everything
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("trainings/*")}
+    result = call("effects", "--claim=momentum", *_FLAGS[:-1], "--jobs=2", f"--workdir={folder}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout in stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("trainings/*")} == before
+
+
+def test_variance_is_measured_beside_its_formula(everything, read_csv):
+    rows = read_csv(everything[0] / "variance.csv")
+    assert {(row["moment"], row["replacement"]) for row in rows} == {
+        (moment, kind) for moment in ("early", "late") for kind in ("True", "False")
+    }
+    for row in rows:
+        size, trace, exact, found = (float(row[k]) for k in ("batch_size", "trace", "exact_variance", "variance"))
+        share = 1 / 64 if row["replacement"] == "True" else size / 64  # of 64 examples
+        assert exact == pytest.approx(trace / size * (1 - share), rel=1e-4)
+        assert found == pytest.approx(exact, rel=0.6, abs=1e-9)
+        assert float(row["square"]) - found == pytest.approx(float(row["exact_square"]) - exact, rel=1, abs=0.3 * trace)
+
+
+def test_regimes_have_the_same_epochs_or_the_same_updates(everything, read_csv):
+    table = read_csv(everything[0] / "generalisation_table.csv")
+    assert {row["updates"] for row in table if row["equal"] == "updates"} == {"90"}
+    assert all(float(row["epochs"]) == pytest.approx(1, rel=0.1) for row in table if row["equal"] == "epochs")
+    by_key = {(row["equal"], row["rule"], row["batch_size"]): row for row in table}
+    rule_rates = [float(by_key["epochs", rule, "512"]["learning_rate"]) for rule in rates.RULES]
+    assert rule_rates == pytest.approx([rule_rates[0], rule_rates[0] * 32**0.5, rule_rates[0] * 32], rel=1e-4)
+    base = float(by_key["epochs", "searched", "16"]["test_accuracy"])
+    for row in table:
+        if row["verdict"] != "base" and row["diverged"] == "0":
+            assert float(row["difference"]) == pytest.approx(float(row["test_accuracy"]) - base, abs=1e-5)
+
+
+def test_minima_are_compared_at_the_same_loss(everything, read_csv):
+    points = read_csv(everything[0] / "sharpness.csv")
+    table = {(row["rule"], row["batch_size"]): row for row in read_csv(everything[0] / "sharpness_table.csv")}
+    reached = [row for row in points if float(row["train_loss"]) <= 1.9]
+    assert len(reached) == sum(int(row["reached"]) for row in table.values())
+    values = [float(r["trace"]) for r in reached if (r["rule"], r["batch_size"]) == ("constant", "256")]
+    mean = math.exp(np.mean(np.log(values)))
+    assert float(table["constant", "256"]["trace"]) == pytest.approx(mean, rel=1e-4)
+    for row in table.values():
+        assert float(row["stability_threshold"]) == pytest.approx(2 / float(row["learning_rate"]), rel=1e-4)
+
+
+def test_the_first_distance_is_the_learning_rate_times_the_gradient(everything, read_csv):
+    """The first update of a seed and batch size has the same gradient whatever the rule."""
+    rows = [
+        row for row in read_csv(everything[0] / "distance.csv") if (row["update"], row["batch_size"]) == ("1", "128")
+    ]
+    first = {(row["rule"], row["seed"]): float(row["distance"]) for row in rows}
+    for seed in ("0", "1"):
+        assert first["linear", seed] / first["constant", seed] == pytest.approx(8, rel=1e-4)
+        assert first["sqrt", seed] / first["constant", seed] == pytest.approx(8**0.5, rel=1e-4)
+
+
+def test_the_logarithm_is_told_from_a_power():
+    updates = np.geomspace(1, 1000, 20)
+    assert distance.log_residual(updates, 1 + np.log(updates)) < 1e-12 < 0.05 < distance.log_residual(updates, updates)
+
+
+def test_the_grid_of_momentums_keeps_the_noise_scale(everything, read_csv):
+    table = read_csv(everything[0] / "momentum_table.csv")
+    assert len(table) == 4
+    rate, size, momentum = (
+        np.array([float(row[k]) for row in table]) for k in ("learning_rate", "batch_size", "momentum")
+    )
+    np.testing.assert_allclose(rate / (size * (1 - momentum)), rate[0] / size[0], rtol=1e-4)
+
+
+def test_the_extremes_are_really_run(everything, read_csv):
+    table = {row["training"]: row for row in read_csv(everything[0] / "extremes_table.csv")}
+    assert [table[name]["batch_size"] for name in ("batch 1", "full batch at equal epochs")] == ["1", "1437"]
+    assert table["full batch at equal updates"]["updates"] == table["in between"]["updates"]
+
+
+def test_an_accumulated_batch_needs_the_memory_of_a_microbatch(everything, read_csv):
+    """XLA's plan; what a process takes is measured, and not asserted."""
+    whole, accumulated = read_csv(everything[0] / "memory_table.csv")
+    assert (whole["microbatch_size"], accumulated["microbatch_size"]) == ("128", "32")
+    assert 0 < float(accumulated["xla_bytes"]) < float(whole["xla_bytes"]) / 2
+    assert float(whole["measured_bytes"]) >= 0
+
+
+def test_speeds_are_over_those_of_the_neighbours(everything, read_csv):
+    [row] = read_csv(everything[0] / "powers_of_two_table.csv")
+    before, at, after = (float(point["images_per_second"]) for point in read_csv(everything[0] / "powers_of_two.csv"))
+    assert float(row["speed_over_neighbours"]) == pytest.approx(at / (before * after) ** 0.5, rel=1e-4)
+
+
+def test_a_measurement_is_kept_and_refuses_other_settings(setup, tmp_path):
+    one = study.Study("digits", True, study.BASES["digits"], tmp_path, range(2), 1, setup, None)
+    assert one.kept("speed", {"batch_size": 8}, lambda: [1.5, 2.0]) == [1.5, 2.0]
+    assert one.kept("speed", {"batch_size": 8}, lambda: pytest.fail("measured again")) == [1.5, 2.0]
+    with pytest.raises(InvalidArgument, match=r"recipe.batch_size 8 there, 9 here"):
+        one.kept("speed", {"batch_size": 9}, list)
+
+
+def test_both_orders_see_the_same_imbalanced_examples(everything, read_csv):
+    table = read_csv(everything[0] / "imbalance_table.csv")
+    by_key = {(row["order"], row["batch_size"]): row for row in table}
+    assert {order for order, _ in by_key} == {"shuffled", "even"}
+    for size in ("16", "64"):
+        pair = by_key["shuffled", size], by_key["even", size]
+        assert len({(row["learning_rate"], row["updates"]) for row in pair}) == 1
+        difference = float(pair[1]["rare"]) - float(pair[0]["rare"])
+        assert float(pair[1]["to_shuffled"]) == pytest.approx(difference, abs=1e-5)
+    files = {path.name for path in (everything[0] / "trainings").glob("*imbalance=4*")}
+    assert any(name.endswith(",imbalance=4,even,recalls.json") for name in files)
+
+
+def test_an_even_order_belongs_to_the_identity_of_a_run(setup):
+    lab = training.create_lab(setup, _QUICK.replace(batch_size=1), Data(imbalance=30.0, even=True))
+    assert lab.engine.identity["engine"].keys() == {"seed", "classes"}
+    plain = training.create_lab(setup, _QUICK.replace(batch_size=1), Data())
+    assert plain.engine.identity["engine"].keys() == {"seed"}
+
+
+class _Parabola:
+    """A study whose test loss is a parabola of the log learning rate with its minimum at 0.11; above 2 it diverges."""
+
+    def __init__(self):
+        self.tried = []
+
+    def train(self, trainings):
+        found = []
+        for one in trainings:
+            rate = one.config.optimizer.learning_rate
+            self.tried.append((rate, one.config.run.seed))
+            loss = 1 + math.log2(rate / 0.11) ** 2
+            found.append(Outcome(one, [{"test_loss": loss}], diverged=rate > 2))
+        return found
+
+
+@pytest.mark.parametrize("start", [0.001, 0.1, 1.6, 30.0])
+def test_the_search_ends_between_two_worse_rates(start):
+    fake = _Parabola()
+    first = Training(_QUICK.replace(learning_rate=start), (10,))
+    [best], tried = rates.searches(fake, [first], num_seeds=2)
+    assert 0.11 / 2**0.5 <= best <= 0.11 * 2**0.5
+    assert min(row["learning_rate"] for row in tried) < best < max(row["learning_rate"] for row in tried)
+    assert len(set(fake.tried)) == len(fake.tried) == 2 * len(tried)  # nothing twice, and not with the study's seeds
+    assert {seed for _, seed in fake.tried} == {100, 101}
+
+
+def test_a_training_is_read_again_and_ends_at_its_target(setup, tmp_path):
+    one = Training(_QUICK.replace(batch_size=32, learning_rate=0.1), (1, 5, 10))
+    outcome = training.train(setup, one, tmp_path)
+    assert [point["update"] for point in outcome.points] == [1, 5, 10]
+    assert outcome.points[-1]["train_loss"] < outcome.points[0]["train_loss"]
+    assert training.read(setup, one, tmp_path) == outcome
+    assert training.read(setup, one.replace(seed=1), tmp_path) is None
+    with pytest.raises(InvalidArgument, match=r"it has evaluate_at \[1, 5, 10\] there, \[2, 10\] here"):
+        training.read(setup, Training(one.config, (2, 10)), tmp_path)
+
+    # The target ends it at the first evaluation that reaches it; other batch sizes and rates use the same engine.
+    target = outcome.points[1]["train_loss"] + 1e-6
+    short = training.train(setup, Training(one.config, (1, 5, 10), target_train_loss=target), tmp_path)
+    assert short.points == outcome.points[:2]
+    wild = training.train(setup, one.replace(learning_rate=1e30, batch_size=64), tmp_path)
+    assert wild.diverged and math.isnan(wild.final("test_loss"))
+    late = setup._replace(control=Control(devices="1", stop_at=0.0))
+    with pytest.raises(StoppedEarly):
+        training.train(late, one.replace(seed=2), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_verdicts_follow_from_comparisons():
+    def compared(verdict, low, high):
+        return Comparison(Interval((low + high) / 2, low, high), verdict)
+
+    worse, better, equal = compared("different", -2, -1), compared("different", 1, 2), compared("equal", -0.1, -0.05)
+    open_ = compared("undecided", -1, 1)
+    assert [claim.is_worse(one) for one in (worse, better, equal, open_)] == [True, False, False, None]
+    assert [claim.is_more(one) for one in (worse, better, equal, open_)] == [False, True, False, None]
+    assert [claim.is_equal(one) for one in (worse, better, equal, open_)] == [False, False, True, None]
+
+
+@pytest.mark.parametrize("module", [claim, distance, rates, training, variance])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--claim=variances"], "error: --claim is 'variances'; it must be one of variance, "),
+        (["--claim=variance", "--quick", "--preset=cifar10"], "error: --preset is 'cifar10'; it must be digits with"),
+        (["--claim=variance", "--preset=digit"], "error: --preset is 'digit'; it must be one of digits, "),
+        (["--claim=variance", "--seeds=0"], "error: --seeds is 0; it must be a whole number >= 1; nearest: 1"),
+        ([], "error: --claim is missing"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_written(call, tmp_path, flags, message):
+    result = call("effects", *flags, f"--workdir={tmp_path / 'new'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
