@@ -196,6 +196,24 @@ def test_remat_computes_the_inside_of_each_block_again(name):
     assert shapes == shapes_again
 
 
+def test_inception_resnet_v2_drops_in_training_alone():
+    model = SMALL["inception_resnet_v2"].clone(dropout=0.5)
+    images = jnp.zeros((2, 79, 79, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    def program(train, keys):
+        def forward(variables, keys):
+            return model.apply(variables, images, train=train, keys=keys, mutable=["ghost_stats"])[0]
+
+        return str(jax.make_jaxpr(forward)(shapes, keys))
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert "random_bits" in program(True, keys)
+    assert "random_bits" not in program(False, keys)
+    with pytest.raises(ValueError, match="dropout needs keys"):
+        program(True, None)
+
+
 def engine_of(model, pixels, ghost_batch_size=2, num_examples=4):
     random = np.random.RandomState(0)
     images = random.randint(256, size=(num_examples, pixels, pixels, 3)).astype(np.uint8)
