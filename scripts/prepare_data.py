@@ -2,9 +2,14 @@
 
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10                                  # TensorFlow Datasets
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz  # from files on the disk
+    .venv/bin/python scripts/prepare_data.py --dataset=imagenet/train --source=ILSVRC/train --class_folders  # JPEGs
 
 --source takes the files that `bsjax.data.prepare` lists, or a folder that TensorFlow Datasets has prepared. Such a
 folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh tfds.
+
+With --class_folders, --source is a folder with a folder of JPEGs for each class. They are kept as they are, in
+ArrayRecord files, which `bsjax.data.ImageRecords` reads. The same command continues where it was stopped. It needs
+array_record: scripts/setup_venv.sh imagenet.
 """
 
 import pathlib
@@ -15,12 +20,17 @@ import numpy as np
 from absl import app, flags, logging
 
 from bsjax import InvalidArgument
-from bsjax.data import DATASETS, cache, from_tfds, prepare
+from bsjax.data import DATASETS, ImageFolder, ImageRecords, cache, from_tfds, prepare, write_image_records
+from bsjax.data.image_files import holds_image_records
+from bsjax.errors import RunError
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Archive, folder or .npz file; default, download it.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write to; default, $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
 _ALLOW = flags.DEFINE_bool("allow_other_checksum", False, "Accept files of another md5, unless they are pickles.")
+_CLASS_FOLDERS = flags.DEFINE_bool(
+    "class_folders", False, "--source has a folder of images of any sizes for each class."
+)
 _OFFICIAL = {
     True: "Its md5 is the official one.",
     False: "Its md5 is not the official one, which --allow_other_checksum allows.",
@@ -34,6 +44,11 @@ def main() -> None:
     if name in DATASETS:
         print(f"{name} comes with bsjax; there is nothing to prepare.")
         return
+    if _CLASS_FOLDERS.value:
+        prepare_records()
+        return
+    if holds_image_records(folder := cache.dataset_dir(name, data_dir)):
+        raise InvalidArgument("dataset", name, f"another name: {folder} holds class folders' images")
     if cache.exists(name, data_dir):
         try:
             describe(name)
@@ -64,6 +79,26 @@ def read() -> prepare.Prepared:
     return prepare.read_source(name, path, _ALLOW.value)
 
 
+def prepare_records() -> None:
+    """Writes the images of class folders to ArrayRecord files, and describes them."""
+    if _SOURCE.value is None:
+        raise InvalidArgument("source", None, "a folder with --class_folders")
+    path, folder = pathlib.Path(_SOURCE.value).expanduser(), cache.dataset_dir(_DATASET.value, _DATA_DIR.value)
+    if (folder / "dataset.json").exists():
+        raise InvalidArgument("dataset", _DATASET.value, f"another name: {folder} holds images of one size")
+    start = time.perf_counter()
+    try:
+        files = ImageFolder(path)
+    except InvalidArgument as error:
+        raise error.renamed("source") from None
+    total = len(files.names)
+    print(f"{total:,} images of {len(files.class_names):,} classes in {path}\nWriting {folder}", flush=True)
+    write_image_records(files, folder, report=lambda count: print(f"  {count:,} of {total:,} images", flush=True))
+    records = ImageRecords(folder)
+    print(f"It holds {records.fingerprint}: their number and CRC-32.")
+    print(f"Prepared in {time.perf_counter() - start:.1f} s.")
+
+
 def describe(name: str) -> None:
     """Verifies a prepared data set, and prints its sizes, classes and moments."""
     dataset = cache.read(name, _DATA_DIR.value)
@@ -88,7 +123,7 @@ def run(argv: list[str]) -> None:
         return
     except InvalidArgument as error:
         message, code = f"--{error}", 2
-    except OSError as error:  # such as a folder that may not be read
+    except (OSError, RunError) as error:  # such as a folder that may not be read
         message, code = str(error), 1
     except KeyboardInterrupt:
         message, code = "interrupted", 130

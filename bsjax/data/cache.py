@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from bsjax.data.dataset import Dataset
+from bsjax.data.image_files import holds_image_records
 from bsjax.data.sources import ArraySource, describe
 from bsjax.errors import InvalidArgument
 
@@ -140,6 +141,9 @@ def read(name: str, data_dir: DataDir = None) -> Dataset:
             command = prepare_command(name, data_dir, source)
             raise InvalidArgument("dataset", name, f"prepared again, because {path} {what}: {command}")
 
+    if holds_image_records(folder):
+        allowed = f"one with images of one size; {folder} holds images of many sizes, for bsjax.data.ImageRecords"
+        raise InvalidArgument("dataset", name, allowed)
     path = folder / "dataset.json"
     check(path.is_file(), path, "is missing")
     check(bool(record), path, "is damaged")

@@ -21,8 +21,13 @@ class Source(Protocol):
 
     * windows of tokens: `len` is the number of windows, `gather` reads `tokens[i * length : (i + 1) * length + 1]` of a
       memory map for each index, `nbytes` counts the windows, `fingerprint` is a checksum of the file and the length;
-    * JPEGs through a Grain reader: `gather` decodes `reader[i]` for each index, in threads if it likes, to one size;
-      `nbytes` is None, `fingerprint` is a checksum of the files' names, sizes and checksums and of the decoded size.
+    * JPEGs: `ImageSource`, or one through a Grain reader: `gather` decodes `reader[i]` for each index, in threads if it
+      likes, to one size; `nbytes` is None, `fingerprint` is a checksum of the files' names, sizes and checksums and of
+      the decoded size.
+
+    Examples may also depend on their position in the stream, as random crops on the host do. Such a source has an
+    attribute `takes_positions`, which is True, and its examples stay on the host. Training calls
+    `gather(indices, positions)`, with positions int64 of the shape of indices; `gather(indices)` must work too.
     """
 
     @property

@@ -111,9 +111,20 @@ class HostFeed:
         [address] = layout.lay_out(indices, request.start, request.microbatch_size, len(self._devices))
         address = address[self._local]
         index = address[:, 0]
-        examples = place(self._source.gather(np.maximum(index, 0)), self._devices)
+        examples = place(self._examples(np.maximum(index, 0), address), self._devices)
         address[:, 0] = np.where(index >= 0, np.arange(request.microbatch_size), -1)  # where they are now
         return examples, address
+
+    def _examples(self, index: np.ndarray, address: np.ndarray) -> Any:
+        if not takes_positions(self._source):
+            return self._source.gather(index)
+        upper, lower = address[:, 1].astype(np.int64), address[:, 2].astype(np.uint32)
+        return self._source.gather(index, (upper << 32) | lower)  # type: ignore[call-arg]
+
+
+def takes_positions(source: Source) -> bool:
+    """Whether the source's examples depend on their position in the stream too; see `Source`."""
+    return getattr(source, "takes_positions", False)
 
 
 def create_feeds(
@@ -137,15 +148,20 @@ def create_feeds(
     """
     check_choice("examples_on", examples_on, EXAMPLES_ON)
     if examples_on == "auto":
-        sizes = [math.inf if source.nbytes is None else source.nbytes for source in (train, test)]
+        sizes = [math.inf if (size := _nbytes(source)) is None else size for source in (train, test)]
         fits = jax.process_count() == 1 and sum(sizes) <= _SHARE_OF_MEMORY * memory_bytes(devices)
         examples_on = "device" if fits else "host"
     for source in (train, test):
-        if examples_on == "device" and source.nbytes is None:
+        if examples_on == "device" and _nbytes(source) is None:
             allowed = f"auto or host for a {type(source).__name__}, which cannot live on a device"
             raise InvalidArgument("examples_on", examples_on, allowed, "host")
     feed = DeviceFeed if examples_on == "device" else HostFeed
     return [feed(train, stream, key, devices), feed(test, None, key, devices)]
+
+
+def _nbytes(source: Source) -> int | None:
+    """Bytes of all examples; None if they cannot live on a device."""
+    return None if takes_positions(source) else source.nbytes
 
 
 def _indices(stream: ExampleStream | None, start: int, count: int) -> np.ndarray:

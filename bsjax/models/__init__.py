@@ -14,12 +14,14 @@ from bsjax.models.autoencoder import ConvAutoencoder
 from bsjax.models.cnn import CNN
 from bsjax.models.dropout import Dropout
 from bsjax.models.ghost_batch_norm import GhostBatchNorm
+from bsjax.models.inception_resnet_v2 import InceptionResNetV2
 from bsjax.models.mlp import MLP
 from bsjax.models.resnet import ResNet18, WideResNet
 from bsjax.models.resnet9 import ResNet9
+from bsjax.models.resnet50 import ResNet50
 
-__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm", "ResNet9"]
-__all__ += ["ResNet18", "WideResNet", "create_model", "ghost_batch_size_of"]
+__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm"]
+__all__ += ["InceptionResNetV2", "ResNet9", "ResNet18", "ResNet50", "WideResNet", "create_model", "ghost_batch_size_of"]
 
 _CLASSIFIERS: dict[str, Any] = {
     "mlp": MLP,
@@ -27,6 +29,8 @@ _CLASSIFIERS: dict[str, Any] = {
     "resnet9": ResNet9,
     "resnet18": ResNet18,
     "wide_resnet": WideResNet,
+    "resnet50": ResNet50,
+    "inception_resnet_v2": InceptionResNetV2,
 }
 _AUTOENCODERS: dict[str, Any] = {"conv_autoencoder": ConvAutoencoder}
 _MODELS = _CLASSIFIERS | _AUTOENCODERS
@@ -39,6 +43,7 @@ def create_model(
     ghost_batch_size: int = 32,
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
+    remat: bool | int = False,  # int, so that a dict of sizes may follow
     **sizes: int,
 ) -> nn.Module:
     """A model by name.
@@ -49,15 +54,18 @@ def create_model(
       ghost_batch_size: examples that share batch-norm statistics; models without batch norm ignore it.
       dropout: probability that a unit is zeroed in training; 0 for an autoencoder.
       dtype: of the computation; parameters, statistics and outputs are float32.
+      remat: compute activations again in the backward pass, which saves memory and costs time; of the large models.
       **sizes: `depth` and `width`; default, the model's own.
 
     Raises:
-      InvalidArgument: no such model, or a size that the model does not have.
+      InvalidArgument: no such model, or a size or `remat` that the model does not have.
 
     >>> create_model("wide_resnet", num_classes=10, depth=16, width=4).depth
     16
     >>> create_model("conv_autoencoder", width=8).latent
     16
+    >>> create_model("inception_resnet_v2", num_classes=1000, ghost_batch_size=64, remat=True).num_blocks
+    (10, 20, 10)
     """
     model = _MODELS[check_choice("model", name, MODELS)]
     if hasattr(model, "ghost_batch_size"):
@@ -67,14 +75,18 @@ def create_model(
             raise InvalidArgument(size, value, f"left out for {name}, which has one {size} only")
         if value < 1:
             raise InvalidArgument(size, value, "a whole number >= 1", 1)
+    if remat and not hasattr(model, "remat"):
+        with_it = [other for other, one in _MODELS.items() if hasattr(one, "remat")]
+        raise InvalidArgument("remat", remat, f"False for {name}; {' and '.join(with_it)} have it", False)
+    options = sizes | ({"remat": True} if remat else {})
     if name in _AUTOENCODERS:
         if dropout:
             raise InvalidArgument("dropout", dropout, f"0 for {name}, which has none", 0)
-        return model(dtype=dtype, **sizes)
+        return model(dtype=dtype, **options)
     if num_classes is None:
         raise InvalidArgument("num_classes", None, f"a whole number for {name}", 10)
     Dropout(dropout)  # refuses a wrong rate before anything runs
-    return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **sizes)
+    return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **options)
 
 
 def ghost_batch_size_of(model: nn.Module) -> int:

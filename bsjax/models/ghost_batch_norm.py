@@ -26,6 +26,7 @@ class GhostBatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the output; the statistics are float32 (float64 for float64 input).
       scale_init: initialiser of γ.
+      use_scale: whether there is a γ; without it, γ is 1.
 
     Reference: Hoffer et al., 2017 (https://arxiv.org/abs/1705.08741), Algorithm 1.
     """
@@ -34,11 +35,12 @@ class GhostBatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
+    use_scale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1:]
-        gamma = self.param("scale", self.scale_init, channels, jnp.float32)
+        gamma = self.param("scale", self.scale_init, channels, jnp.float32) if self.use_scale else None
         beta = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -46,7 +48,8 @@ class GhostBatchNorm(nn.Module):
 
         def normalise(ghosts: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
             # One product and one sum: the gradient needs no other array of this size than x.
-            scale = gamma.astype(wide)[None] * jax.lax.rsqrt(var.astype(wide) + self.epsilon)
+            scale = jax.lax.rsqrt(var.astype(wide) + self.epsilon)
+            scale = scale if gamma is None else gamma.astype(wide)[None] * scale
             shift = beta.astype(wide)[None] - mean.astype(wide) * scale
             scale, shift = (value.reshape(-1, *(1,) * (x.ndim - 1), *channels) for value in (scale, shift))
             return (ghosts.astype(wide) * scale + shift).astype(self.dtype).reshape(x.shape)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (PyTorch's own name for it)
 from torch import nn
 
+from bsjax.errors import check_choice
+
 
 class Form(NamedTuple):
     """A way to write an update in PyTorch.
@@ -222,15 +224,20 @@ def create_model(
     """The twin of a classifier that `bsjax.models.create_model` makes, with the same sizes.
 
     Args:
-      name: one of `bsjax.models.CLASSIFIERS`.
+      name: mlp, cnn, resnet9, resnet18 or wide_resnet; the large classifiers have no twin.
       image_shape: height, width, channels.
       num_classes: the number of logits.
       ghost_batch_size: examples that share batch-norm statistics; None for all of the batch.
       momentum: weight of a batch in batch norm's running averages.
       pads_as_flax: where a convolution of stride 2 has its zeros, see `_Conv`.
       **sizes: `depth` and `width`; default, the model's own.
+
+    Raises:
+      InvalidArgument: the model has no twin.
     """
-    model = _MODELS[name](image_shape, num_classes, ghost_batch_size, momentum, pads_as_flax, **sizes)
+    model = _MODELS[check_choice("model", name, _MODELS)](
+        image_shape, num_classes, ghost_batch_size, momentum, pads_as_flax, **sizes
+    )
     return model.to(memory_format=torch.channels_last)
 
 

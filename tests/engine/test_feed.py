@@ -60,6 +60,35 @@ def test_both_feeds_read_the_same(make_feed, num_devices, microbatch_size):
         start += batch_size
 
 
+class Positioned(ArraySource):
+    """Adds the index and the position to each example, as a source with crops on the host does in its way."""
+
+    takes_positions = True
+
+    def gather(self, indices, positions=None):
+        positions = np.asarray(indices if positions is None else positions, np.int64)
+        halves = {"upper": (positions >> 32).astype(np.int32), "lower": positions.astype(np.uint32)}
+        return {**super().gather(indices), **halves, "index": np.asarray(indices)}
+
+
+@pytest.mark.parametrize(("num_devices", "microbatch_size"), [(1, 16), (8, 2)])
+@pytest.mark.parametrize("start", [0, 2**32 - 30])
+def test_a_source_may_depend_on_positions(dataset, num_devices, microbatch_size, start):
+    source, stream = Positioned(dataset.train.examples), ExampleStream(TRAIN_SIZE, seed=2)
+    devices = jax.devices()[:num_devices]
+    train, test = create_feeds("auto", source, source, stream, KEY, devices)
+    assert (type(train), type(test)) == (HostFeed, HostFeed)
+    for one, begin, batch_size in ((train, start, 40), (train, start + 40, 24), (test, 0, TRAIN_SIZE)):
+        indices, positions = [], []
+        for (examples, _), address in one.microbatches(begin, batch_size, microbatch_size):
+            real = np.asarray(address)[:, 0] >= 0
+            indices += np.asarray(examples["index"])[real].tolist()
+            upper, lower = (np.asarray(examples[half])[real].astype(np.int64) for half in ("upper", "lower"))
+            positions += (upper << 32 | lower).tolist()
+        assert positions == list(range(begin, begin + batch_size))
+        assert indices == (stream.indices(begin, batch_size).tolist() if one is train else positions)
+
+
 def test_shapes_are_those_of_microbatches(make_feed):
     for kind in (DeviceFeed, HostFeed):
         one = make_feed(kind, 2)
@@ -186,6 +215,14 @@ def test_bad_input(dataset, examples_on, message):
         arguments = Streamed(dataset.train), dataset.test, ExampleStream(TRAIN_SIZE, 0), KEY, jax.devices()[:1]
         create_feeds(examples_on, *arguments)
     assert str(refusal.value) == message
+
+
+def test_what_depends_on_positions_cannot_live_on_a_device(dataset):
+    source = Positioned(dataset.train.examples)
+    with pytest.raises(
+        InvalidArgument, match="it must be auto or host for a Positioned, which cannot live on a device"
+    ):
+        create_feeds("device", source, dataset.test, ExampleStream(TRAIN_SIZE, 0), KEY, jax.devices()[:1])
 
 
 def test_what_cannot_live_on_a_device_stays_on_the_host(dataset):

@@ -18,6 +18,12 @@ def keys_of(positions, seed=0):
     return split_keys(example_keys(jax.random.PRNGKey(seed), zeros, np.asarray(positions, np.uint32)))[1]
 
 
+SHALLOW = {
+    "wide_resnet": {"depth": 10},
+    "resnet50": {"num_blocks": (1, 1)},
+}
+
+
 class TwoLayers(nn.Module):
     @nn.compact
     def __call__(self, x, keys):
@@ -53,10 +59,12 @@ def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
     np.testing.assert_array_equal(Dropout(0.0).apply({}, x, True, None), x)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+# Compiling the last one takes long; test_imagenet_models.py has a test of its own.
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "inception_resnet_v2"])
 def test_every_model_drops_in_training_alone(name, random_state):
-    size = {"depth": 10} if name == "wide_resnet" else {}
-    plain, dropping = (create_model(name, 10, ghost_batch_size=2, dropout=rate, width=8, **size) for rate in (0.0, 0.5))
+    size = SHALLOW.get(name, {})
+    models = [create_model(name, 10, ghost_batch_size=2, dropout=rate, width=8).clone(**size) for rate in (0.0, 0.5)]
+    plain, dropping = models
     state = random_state(plain, create_optimizer("sgd"), (8, 8, 1))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images, keys = np.random.RandomState(0).randn(4, 8, 8, 1).astype(np.float32), keys_of(range(4))

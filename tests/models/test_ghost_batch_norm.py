@@ -48,6 +48,20 @@ def test_statistics_are_of_each_ghost(float64, shape, ghost_batch_size, epsilon)
     np.testing.assert_allclose(stats["var"], var, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_without_a_scale_it_is_one(float64, train):
+    x = images(12, 4, 5, 3)
+    ones = VARIABLES | {"params": {"scale": np.ones(3), "bias": BETA}}
+    without = VARIABLES | {"params": {"bias": BETA}}
+    outputs = []
+    for variables, options in ((ones, {}), (without, {"use_scale": False})):
+        norm = GhostBatchNorm(4, dtype=x.dtype, **options)
+        outputs.append(norm.apply(variables, x, train=train, mutable=["ghost_stats"])[0])
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-14)
+    made = GhostBatchNorm(4, use_scale=False).init(jax.random.key(0), x, train=False)["params"]
+    assert made.keys() == {"bias"}
+
+
 def test_a_constant_ghost_is_finite():
     y, stats = apply(jnp.full((4, 3), 1000.1), 4)
     np.testing.assert_array_equal(stats["var"] >= 0, True)

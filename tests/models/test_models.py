@@ -12,8 +12,10 @@ from bsjax.models import (
     CNN,
     MLP,
     ConvAutoencoder,
+    InceptionResNetV2,
     ResNet9,
     ResNet18,
+    ResNet50,
     WideResNet,
     create_model,
     ghost_batch_size_of,
@@ -26,7 +28,10 @@ SMALL = {
     "resnet9": ResNet9(10, width=2, ghost_batch_size=2),
     "resnet18": ResNet18(10, width=2, ghost_batch_size=2),
     "wide_resnet": WideResNet(10, depth=16, width=1, ghost_batch_size=2),
+    "resnet50": ResNet50(10, width=2, num_blocks=(1, 2), ghost_batch_size=2),
+    "inception_resnet_v2": InceptionResNetV2(10, width=2, num_blocks=(1, 1, 2), ghost_batch_size=2),
 }
+PIXELS = dict.fromkeys(SMALL, 8) | {"inception_resnet_v2": 75}
 
 
 def init_shapes(model, image_shape):
@@ -68,14 +73,15 @@ def test_numbers_of_parameters():
 def test_types(name, dtype):
     """The layers compute in `dtype`; parameters, statistics and logits are float32 (or float64)."""
     wide = np.promote_types(dtype, np.float32)
-    variables = init_shapes(SMALL[name].clone(dtype=jnp.bfloat16), (8, 8, 1))
+    image_shape = (PIXELS[name], PIXELS[name], 1)
+    variables = init_shapes(SMALL[name].clone(dtype=jnp.bfloat16), image_shape)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
     def forward(variables, images):
         return SMALL[name].clone(dtype=dtype).apply(variables, images, train=True, mutable=["ghost_stats"])
 
     with jax.enable_x64(dtype == jnp.float64):
-        images = jax.ShapeDtypeStruct((6, 8, 8, 1), wide)
+        images = jax.ShapeDtypeStruct((6, *image_shape), wide)
         variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, wide), variables)
         jaxpr, (logits, updated) = jax.make_jaxpr(forward, return_shape=True)(variables, images)
     assert (logits.shape, logits.dtype) == ((6, 10), wide)
@@ -215,6 +221,11 @@ WRN_DEPTHS = "it must be 10, 16, 22, 28, ... (4 + 6k) for wide_resnet"
         ("resnet18", {"depth": 34}, "depth is 34; it must be left out for resnet18, which has one depth only"),
         ("wide_resnet", {"depth": 18}, f"depth is 18; {WRN_DEPTHS}; nearest: 16"),
         ("wide_resnet", {"depth": 4}, f"depth is 4; {WRN_DEPTHS}; nearest: 10"),
+        (
+            "resnet18",
+            {"remat": True},
+            "remat is True; it must be False for resnet18; resnet50 and inception_resnet_v2 have it; nearest: False",
+        ),
     ],
 )
 def test_bad_input(name, size, message):

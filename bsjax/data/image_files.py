@@ -1,0 +1,229 @@
+"""Encoded images, such as JPEGs, by their number: in a folder for each class, or in ArrayRecord files.
+
+`write_image_records` turns the first into the second, which a network disk reads much faster. The bytes of the images
+stay as they are. A folder of records holds images-00000.array_record and so on, labels.npy, names.json, and index.json
+with the class names, the size of each file, the fingerprint and the version of this format.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from bsjax.errors import InvalidArgument, RunError, check_whole
+
+FORMAT_VERSION = 1
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+_INDEX, _LABELS, _NAMES, _PROGRESS = "index.json", "labels.npy", "names.json", "progress.json"
+
+
+class ImageFiles(Protocol):
+    """Images 0 to len - 1 as the bytes of their files."""
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray  # int32 [N], numbers of classes
+    names: list[str]  # of the files, for people
+
+    @property
+    def fingerprint(self) -> str:
+        """One line of text that changes with any image, name or label."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image; may be called from any thread."""
+
+
+class ImageFolder:
+    """The images of a folder of class folders.
+
+    The classes are the folders right below the root, in the order of their names. Each holds .jpeg, .jpg and .png
+    files, itself or in folders below it.
+
+    Args:
+      root: the folder.
+
+    Raises:
+      InvalidArgument: there is no such folder, it has no folders of images, or one of them is empty.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self._root = pathlib.Path(root)
+        if not self._root.is_dir():
+            raise InvalidArgument("root", str(root), "a folder that exists")
+        classes = sorted(path.name for path in self._root.iterdir() if path.is_dir())
+        if not classes:
+            raise InvalidArgument("root", str(root), "a folder with a folder of images for each class")
+        self.names: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = sorted(self._images_in(name))
+            if not found:
+                allowed = f"a folder whose class folders hold {', '.join(_SUFFIXES)} files; {name} holds none"
+                raise InvalidArgument("root", str(root), allowed)
+            self.names += found
+            labels += [label] * len(found)
+        self.class_names = tuple(classes)
+        self.labels = np.array(labels, np.int32)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image."""
+        return (self._root / self.names[index]).read_bytes()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Number and CRC-32 of all names, labels and images, which are read for it: a minute per 10 GB or so."""
+        checksum = 0
+        for index in range(len(self.names)):
+            checksum = _add(checksum, self, index, self.read(index))
+        return _fingerprint(self, checksum)
+
+    def _images_in(self, name: str) -> Iterator[str]:
+        for folder, _, files in os.walk(self._root / name):
+            for file in files:
+                if file.lower().endswith(_SUFFIXES):
+                    yield pathlib.Path(folder, file).relative_to(self._root).as_posix()
+
+
+class ImageRecords:
+    """The images that `write_image_records` has written.
+
+    Args:
+      folder: what it wrote to.
+
+    Raises:
+      InvalidArgument: a file is missing or damaged, or the writing has not ended.
+      RunError: array_record is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self._folder = pathlib.Path(folder)
+        if not (self._folder / _INDEX).is_file():
+            allowed = f"a folder that write_image_records has completed; it has no {_INDEX}"
+            raise InvalidArgument("folder", str(folder), allowed)
+        index = json.loads((self._folder / _INDEX).read_text(encoding="utf-8"))
+        if index["format_version"] != FORMAT_VERSION:
+            allowed = f"written again: its format version is {index['format_version']}, not {FORMAT_VERSION}"
+            raise InvalidArgument("folder", str(folder), allowed)
+        for name, size in index["sizes"].items():
+            path = self._folder / name
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise InvalidArgument("folder", str(folder), f"written again: {name} has {found:,} of {size:,} bytes")
+        self.class_names = tuple(index["class_names"])
+        self.fingerprint: str = index["fingerprint"]
+        self.labels = np.load(self._folder / _LABELS)
+        self.names: list[str] = json.loads((self._folder / _NAMES).read_text(encoding="utf-8"))
+        shards = [str(self._folder / name) for name in index["sizes"] if name.endswith(".array_record")]
+        self._records = _array_record().array_record_data_source.ArrayRecordDataSource(shards)
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an image."""
+        return self._records[index]
+
+
+def holds_image_records(folder: str | os.PathLike[str]) -> bool:
+    """Whether `write_image_records` has written to a folder, to its end or not."""
+    return any((pathlib.Path(folder) / name).exists() for name in (_INDEX, _PROGRESS))
+
+
+def write_image_records(
+    files: ImageFiles,
+    folder: str | os.PathLike[str],
+    images_per_file: int = 10_000,
+    report: Callable[[int], None] = lambda num_images: None,
+) -> None:
+    """Writes images to ArrayRecord files, each as a whole or not at all; the same call again continues.
+
+    Args:
+      files: the images, such as an `ImageFolder`.
+      folder: to write to; it is made if it is not there.
+      images_per_file: a file of ImageNet's images then has 1.1 GB.
+      report: is called after each file with the number of images that have been written so far.
+
+    Raises:
+      InvalidArgument: the folder holds records of other images, or the number is not a whole one.
+      RunError: array_record is not installed.
+    """
+    folder, number = pathlib.Path(folder), check_whole("images_per_file", images_per_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = f"{zlib.crc32(json.dumps([files.names, files.class_names, number]).encode()):08x}"
+    if (folder / _INDEX).exists():
+        if json.loads((folder / _INDEX).read_text(encoding="utf-8"))["listing"] == listing:
+            return
+        raise InvalidArgument("folder", str(folder), "a folder without records of other images")
+    progress: dict[str, Any] = {"listing": listing, "sizes": {}, "checksum": 0}
+    if (folder / _PROGRESS).exists():
+        found = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
+        if found["listing"] != listing:
+            raise InvalidArgument("folder", str(folder), "a folder without records of other images")
+        progress = found
+    for start in range(len(progress["sizes"]) * number, len(files.names), number):
+        name = f"images-{start // number:05d}.array_record"
+        end = min(start + number, len(files.names))
+        progress["checksum"] = _write_records(files, range(start, end), folder / name, progress["checksum"])
+        progress["sizes"][name] = (folder / name).stat().st_size
+        _write_text(folder / _PROGRESS, json.dumps(progress))
+        report(end)
+    np.save(folder / _LABELS, files.labels)
+    _write_text(folder / _NAMES, json.dumps(files.names))
+    index = {
+        "format_version": FORMAT_VERSION,
+        "listing": listing,
+        "num_images": len(files.names),
+        "class_names": files.class_names,
+        "fingerprint": _fingerprint(files, progress["checksum"]),
+        "sizes": progress["sizes"] | {name: (folder / name).stat().st_size for name in (_LABELS, _NAMES)},
+    }
+    _write_text(folder / _INDEX, json.dumps(index, indent=1))
+    (folder / _PROGRESS).unlink(missing_ok=True)
+
+
+def _write_records(files: ImageFiles, indices: range, path: pathlib.Path, checksum: int) -> int:
+    """Writes one file, and returns the checksum of all images up to its end."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    module = _array_record().array_record_module
+    writer = module.ArrayRecordWriter(str(partial), "group_size:1")
+    try:
+        for index in indices:
+            data = files.read(index)
+            writer.write(data)
+            checksum = _add(checksum, files, index, data)
+    finally:
+        writer.close()
+    reader = module.ArrayRecordReader(str(partial))
+    num_records = reader.num_records()
+    reader.close()
+    if num_records != len(indices):  # a full disk may be told late
+        raise OSError(f"{partial} has {num_records} of {len(indices)} images; is the disk full?")
+    os.replace(partial, path)
+    return checksum
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _add(checksum: int, files: ImageFiles, index: int, data: bytes) -> int:
+    about = f"{files.names[index]} {files.labels[index]} {len(data)} ".encode()
+    return zlib.crc32(data, zlib.crc32(about, checksum))
+
+
+def _fingerprint(files: ImageFiles, checksum: int) -> str:
+    classes = zlib.crc32("\0".join(files.class_names).encode())
+    return f"{len(files.names)} images {checksum:08x}, {len(files.class_names)} classes {classes:08x}"
+
+
+def _array_record() -> Any:
+    try:
+        from array_record import python
+        from array_record.python import array_record_data_source, array_record_module  # noqa: F401
+    except ImportError:
+        raise RunError("ArrayRecord files need array_record: pip install bsjax[imagenet]") from None
+    return python
