@@ -1,7 +1,8 @@
 """Models in flax linen.
 
 A classifier, `model(images, train, keys)`, maps images [n, height, width, channels] to logits [n, classes], float32 at
-least; `keys` [n], one per example, are for dropout in training. An autoencoder maps images to outputs of their shape.
+least; `keys` [n], one per example, are for dropout in training. An autoencoder maps images to outputs of their shape. A
+language model maps whole numbers [n, tokens] to logits [n, tokens, vocabulary].
 """
 
 from typing import Any
@@ -17,9 +18,10 @@ from bsjax.models.ghost_batch_norm import GhostBatchNorm
 from bsjax.models.mlp import MLP
 from bsjax.models.resnet import ResNet18, WideResNet
 from bsjax.models.resnet9 import ResNet9
+from bsjax.models.transformer import POSITIONS, Transformer
 
-__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm", "ResNet9"]
-__all__ += ["ResNet18", "WideResNet", "create_model", "ghost_batch_size_of"]
+__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "LANGUAGE_MODELS", "MLP", "MODELS", "POSITIONS", "ConvAutoencoder"]
+__all__ += ["GhostBatchNorm", "ResNet9", "ResNet18", "Transformer", "WideResNet", "create_model", "ghost_batch_size_of"]
 
 _CLASSIFIERS: dict[str, Any] = {
     "mlp": MLP,
@@ -29,8 +31,10 @@ _CLASSIFIERS: dict[str, Any] = {
     "wide_resnet": WideResNet,
 }
 _AUTOENCODERS: dict[str, Any] = {"conv_autoencoder": ConvAutoencoder}
-_MODELS = _CLASSIFIERS | _AUTOENCODERS
-CLASSIFIERS, AUTOENCODERS, MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_MODELS)
+_LANGUAGE_MODELS: dict[str, Any] = {"transformer": Transformer}
+_MODELS = _CLASSIFIERS | _AUTOENCODERS | _LANGUAGE_MODELS
+CLASSIFIERS, AUTOENCODERS, LANGUAGE_MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_LANGUAGE_MODELS)
+MODELS = tuple(_MODELS)
 
 
 def create_model(
@@ -39,17 +43,18 @@ def create_model(
     ghost_batch_size: int = 32,
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
-    **sizes: int,
+    **sizes: Any,
 ) -> nn.Module:
     """A model by name.
 
     Args:
       name: one of `MODELS`.
-      num_classes: the number of logits; an autoencoder has none.
+      num_classes: the number of logits; of a language model, of its tokens; an autoencoder has none.
       ghost_batch_size: examples that share batch-norm statistics; models without batch norm ignore it.
       dropout: probability that a unit is zeroed in training; 0 for an autoencoder.
       dtype: of the computation; parameters, statistics and outputs are float32.
-      **sizes: `depth` and `width`; default, the model's own.
+      **sizes: `depth`, `width` and the transformer's `context_length`, `num_heads` and `positions`; default, the
+        model's own.
 
     Raises:
       InvalidArgument: no such model, or a size that the model does not have.
@@ -65,7 +70,7 @@ def create_model(
     for size, value in sizes.items():
         if not hasattr(model, size):
             raise InvalidArgument(size, value, f"left out for {name}, which has one {size} only")
-        if value < 1:
+        if isinstance(value, int) and value < 1:
             raise InvalidArgument(size, value, "a whole number >= 1", 1)
     if name in _AUTOENCODERS:
         if dropout:
@@ -74,6 +79,8 @@ def create_model(
     if num_classes is None:
         raise InvalidArgument("num_classes", None, f"a whole number for {name}", 10)
     Dropout(dropout)  # refuses a wrong rate before anything runs
+    if name in _LANGUAGE_MODELS:
+        return model(vocab_size=num_classes, dropout=dropout, dtype=dtype, **sizes)
     return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **sizes)
 
 
