@@ -1,5 +1,7 @@
 """The transformer: sizes, a plain forward pass, causality, rotary positions, dropout and types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,10 +38,14 @@ def draw(model, dtype=np.float32):
     return jax.tree.map_with_path(one, shapes_of(model))
 
 
+@functools.cache
+def apply_of(model, train):
+    return jax.jit(lambda params, tokens, keys: model.apply({"params": params}, tokens, train, keys))
+
+
 def logits_of(model, params, tokens, keys=None):
     """In training where keys are given."""
-    apply = jax.jit(lambda *given: model.apply({"params": given[0]}, given[1], keys is not None, given[2]))
-    return np.asarray(apply(params, tokens, keys))
+    return np.asarray(apply_of(model, keys is not None)(params, tokens, keys))
 
 
 def test_numbers_of_parameters_are_the_published_ones():

@@ -1,7 +1,5 @@
 """A language model's loss, its results over a text, its steps in any layout, and what it refuses."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,12 +87,12 @@ def in_a_plain_loop():
         tx = optax.inject_hyperparams(optax.adamw)(b1=plan.momentum, **hyper)
         params = jax.tree.map(jnp.asarray, draw(task))
 
-        @functools.partial(jax.jit, static_argnums=0)
-        def update(batch_size, params, opt_state, windows):
+        @jax.jit
+        def update(batch_size, params, opt_state, windows):  # of which the first batch_size count
             def loss_fn(params):
-                logits = task.model.apply({"params": params}, windows[:batch_size, :-1])
-                picked = jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:batch_size, 1:, None], axis=-1)
-                return -picked.mean()
+                logits = task.model.apply({"params": params}, windows[:, :-1])
+                picked = jnp.take_along_axis(jax.nn.log_softmax(logits), windows[:, 1:, None], axis=-1)
+                return -jnp.where(jnp.arange(24) < batch_size, picked.mean(axis=(1, 2)), 0).sum() / batch_size
 
             loss, grads = jax.value_and_grad(loss_fn)(params)
             updates, opt_state = tx.update(grads, opt_state, params)
@@ -102,7 +100,7 @@ def in_a_plain_loop():
 
         opt_state, losses = tx.init(params), []
         for step in plan:
-            windows = TRAIN.gather(stream.indices(step.examples_seen, step.batch_size))["tokens"].astype(np.int32)
+            windows = TRAIN.gather(stream.indices(step.examples_seen, 24))["tokens"].astype(np.int32)
             params, opt_state, loss = update(step.batch_size, params, opt_state, windows)
             losses.append(float(loss))
     return plan, params, losses
