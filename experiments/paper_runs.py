@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 
 from absl import flags
 
-from bsjax.data import load_dataset
 from bsjax.errors import check_choice
 from bsjax.run.metrics import read_summary
 from experiments.harness import build, cli, presets, runs, studies
@@ -84,7 +83,7 @@ def print_list(study: studies.Study, todo: dict[Config, list[str]]) -> None:
 
 def rehearse(study: studies.Study, todo: Iterable[Config]) -> None:
     """Runs the first update of every phase, each from the state of the one before, and prints its speed."""
-    dataset = load_dataset(study.config.data.dataset, study.control.data_dir)
+    dataset = build.dataset(study.config, study.control.data_dir)
     print(f"{'batch':>8}{'microbatch':>12}{'lr':>9}{'momentum':>10}{'loss':>9}{'images/s':>10}{'compiled in s':>15}")
     for config in todo:
         print(runs.run_name(config, study.preset.config), flush=True)

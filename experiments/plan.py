@@ -17,10 +17,10 @@ from bsjax import Plan
 from bsjax.engine import max_microbatch_size
 from bsjax.engine.layout import Layouts
 from bsjax.errors import check_whole
-from experiments.harness import build, cli, config_flags, presets
+from experiments.harness import build, cli, config_flags, language_models
 from experiments.harness.config import Config, ConversionConfig
 
-_PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the other flags. One of {', '.join(presets.PRESETS)}.")
+_PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the others. One of {', '.join(language_models.ALL)}.")
 _DATASET_SIZE = flags.DEFINE_integer("dataset_size", None, "Examples in an epoch; default, the preset's.")
 _NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Print how each phase runs on this many accelerators at most.")
 _JSON = flags.DEFINE_bool("json", False, "Print the plan as JSON: runs of [number of updates, value].")
@@ -28,7 +28,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print the plan as JSON: runs of [numbe
 
 def main() -> None:
     """Prints the plan that the flags describe."""
-    preset = presets.get(_PRESET.value)
+    preset = language_models.get(_PRESET.value)
     size = preset.dataset_size if _DATASET_SIZE.value is None else _DATASET_SIZE.value
     config = config_flags.config_from_flags(preset.config)
     build.warn_of_instability(config)
@@ -60,4 +60,4 @@ def _layout_columns(config: Config, plan: Plan, num_devices: int) -> dict[str, A
 
 if __name__ == "__main__":
     config_flags.define_flags()
-    cli.run(main)
+    cli.run(main, presets=language_models.ALL)

@@ -45,7 +45,7 @@ from flax import linen as nn
 from bsjax import InvalidArgument, Plan, Recipe, run
 from bsjax.data import load_dataset
 from bsjax.engine import Engine
-from bsjax.models import MODELS, create_model, ghost_batch_size_of
+from bsjax.models import AUTOENCODERS, CLASSIFIERS, create_model, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
 from bsjax.run.noise import NoiseMeter
 
@@ -53,7 +53,7 @@ PARTS = ("memory", "throughput", "gradient_noise", "checkpoints", "batch_size_ch
 _PARTS = flags.DEFINE_multi_enum(
     "part", PARTS, (*PARTS, "pytorch"), "What to measure; may be given several times. Default, all but pytorch."
 )
-_MODEL = flags.DEFINE_enum("model", "cnn", MODELS, "Model.")
+_MODEL = flags.DEFINE_enum("model", "cnn", (*CLASSIFIERS, *AUTOENCODERS), "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
 _WIDTH = flags.DEFINE_integer("model_width", None, "Width of the model; default, the model's own.", 1)
 _GHOST_BATCH_SIZE = flags.DEFINE_integer("ghost_batch_size", 32, "Examples that share batch-norm statistics.", 1)

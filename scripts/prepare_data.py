@@ -3,9 +3,12 @@
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10                                  # TensorFlow Datasets
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz  # from files on the disk
     .venv/bin/python scripts/prepare_data.py --dataset=imagenet/train --source=ILSVRC/train --class_folders  # JPEGs
+    .venv/bin/python scripts/prepare_data.py --dataset=shakespeare --source=input.txt           # own text
+    .venv/bin/python scripts/prepare_data.py --dataset=openwebtext --source=openwebtext         # train.bin, val.bin
 
---source takes the files that `bsjax.data.prepare` lists, or a folder that TensorFlow Datasets has prepared. Such a
-folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh tfds.
+--source takes the files that `bsjax.data.prepare` and `bsjax.data.prepare_text` list, or a folder that TensorFlow
+Datasets has prepared. Such a folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh
+tfds.
 
 With --class_folders, --source is a folder with a folder of JPEGs for each class. They are kept as they are, in
 ArrayRecord files, which `bsjax.data.ImageRecords` reads. The same command continues where it was stopped. It needs
@@ -15,22 +18,41 @@ array_record: scripts/setup_venv.sh imagenet.
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from absl import app, flags, logging
 
 from bsjax import InvalidArgument
-from bsjax.data import DATASETS, ImageFolder, ImageRecords, cache, from_tfds, prepare, write_image_records
+from bsjax.data import (
+    DATASETS,
+    Dataset,
+    ImageFolder,
+    ImageRecords,
+    TextDataset,
+    cache,
+    from_tfds,
+    prepare,
+    prepare_text,
+    write_image_records,
+)
 from bsjax.data.image_files import holds_image_records
 from bsjax.errors import RunError
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Archive, folder or .npz file; default, download it.")
+_SOURCE = flags.DEFINE_string("source", None, "Archive, folder, .npz, .txt or .bin file; default, download it.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder to write to; default, $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
 _ALLOW = flags.DEFINE_bool("allow_other_checksum", False, "Accept files of another md5, unless they are pickles.")
 _CLASS_FOLDERS = flags.DEFINE_bool(
     "class_folders", False, "--source has a folder of images of any sizes for each class."
 )
+_TOKENS = flags.DEFINE_string("tokens", None, "Tokens of a text: characters, the default, or bytes.")
+_TEST_SHARE = flags.DEFINE_float("test_share", None, "Share of a text that is held out at its end; default, 0.1.")
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", None, "Number of different tokens in .bin files; default, one more than the largest."
+)
+_OF_TEXT: tuple[Any, ...] = (_TOKENS, _TEST_SHARE, _VOCAB_SIZE)
 _OFFICIAL = {
     True: "Its md5 is the official one.",
     False: "Its md5 is not the official one, which --allow_other_checksum allows.",
@@ -69,18 +91,35 @@ def main() -> None:
 def read() -> prepare.Prepared:
     """The data set, from --source or TensorFlow Datasets."""
     name, source = _DATASET.value, _SOURCE.value
-    if source is None:
+    of_text = given_of_text()
+    path = None if source is None else pathlib.Path(source).expanduser()
+    if path is not None and (_TOKENS.value or prepare_text.is_text(path)):
+        print(f"Reading {path}", flush=True)
+        return prepare_text.read_text(name, path, **of_text)
+    refuse(of_text, f"combined with a text as --source, not {source}")
+    if path is None:
         print(f"Reading {name} with TensorFlow Datasets, which downloads it if it has not done so.", flush=True)
         return from_tfds.download(name)
-    path = pathlib.Path(source).expanduser()
     print(f"Reading {path}", flush=True)
     if from_tfds.find_folder(path):
         return from_tfds.read_folder(name, path)
     return prepare.read_source(name, path, _ALLOW.value)
 
 
+def given_of_text() -> dict[str, Any]:
+    """The flags of texts that are set."""
+    return {flag.name: flag.value for flag in _OF_TEXT if flag.value is not None}
+
+
+def refuse(given: dict[str, Any], allowed: str) -> None:
+    """Refuses the first of some flags."""
+    for name, value in given.items():
+        raise InvalidArgument(name, value, allowed)
+
+
 def prepare_records() -> None:
     """Writes the images of class folders to ArrayRecord files, and describes them."""
+    refuse(given_of_text(), "combined with a text as --source, not with --class_folders")
     if _SOURCE.value is None:
         raise InvalidArgument("source", None, "a folder with --class_folders")
     path, folder = pathlib.Path(_SOURCE.value).expanduser(), cache.dataset_dir(_DATASET.value, _DATA_DIR.value)
@@ -100,16 +139,29 @@ def prepare_records() -> None:
 
 
 def describe(name: str) -> None:
-    """Verifies a prepared data set, and prints its sizes, classes and moments."""
+    """Verifies a prepared data set, and prints what it holds."""
     dataset = cache.read(name, _DATA_DIR.value)
-    height, width, channels = dataset.train.gather(np.arange(1))["image"].shape[1:]
     print(f"{name} in {cache.dataset_dir(name, _DATA_DIR.value)}")
-    print(f"  {len(dataset.train):,} images to train on, {len(dataset.test):,} to test on")
-    print(f"  height {height}, width {width}, channels {channels}")
+    for line in describe_text(dataset) if isinstance(dataset, TextDataset) else describe_images(dataset):
+        print(f"  {line}", flush=True)
+
+
+def describe_images(dataset: Dataset) -> Iterator[str]:
+    """Sizes, classes and moments."""
+    height, width, channels = dataset.train.gather(np.arange(1))["image"].shape[1:]
+    yield f"{len(dataset.train):,} images to train on, {len(dataset.test):,} to test on"
+    yield f"height {height}, width {width}, channels {channels}"
     more = ", ..." if dataset.num_classes > 10 else ""
-    print(f"  {dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}{more}")
+    yield f"{dataset.num_classes} classes: {', '.join(dataset.class_names[:10])}{more}"
     for what, values in (("mean", dataset.mean), ("standard deviation", dataset.std)):
-        print(f"  {what} by channel, of 1: {' '.join(f'{value / 255:.6f}' for value in values)}", flush=True)
+        yield f"{what} by channel, of 1: {' '.join(f'{value / 255:.6f}' for value in values)}"
+
+
+def describe_text(dataset: TextDataset) -> Iterator[str]:
+    """Sizes, and the vocabulary."""
+    yield f"{len(dataset.train_tokens):,} tokens to train on, {len(dataset.test_tokens):,} to test on"
+    characters = f": {''.join(dataset.vocabulary)[:80]!r}" if dataset.vocabulary else ""
+    yield f"{dataset.vocab_size:,} different tokens{characters}"
 
 
 def run(argv: list[str]) -> None:

@@ -7,6 +7,10 @@ from bsjax.data.image_files import ImageFolder, ImageRecords, write_image_record
 from bsjax.data.image_source import ImageSource
 from bsjax.data.sources import ArraySource, Source
 from bsjax.data.stream import ExampleStream
+from bsjax.data.text import TextDataset
+from bsjax.data.token_files import read_token_file
+from bsjax.data.token_windows import TokenWindows
 
 __all__ = ["AUGMENTATIONS", "DATASETS", "ArraySource", "Dataset", "ExampleStream", "ImageFolder", "ImageRecords"]
-__all__ += ["ImageSource", "Source", "load_dataset", "write_image_records"]
+__all__ += ["ImageSource", "Source", "TextDataset", "TokenWindows", "load_dataset", "read_token_file"]
+__all__ += ["write_image_records"]

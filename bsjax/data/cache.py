@@ -2,6 +2,7 @@
 
 `DATA_DIR/NAME` holds train_images.npy, train_labels.npy, test_images.npy, test_labels.npy, and dataset.json with the
 data set's name, class names and source, the shape, dtype, size and CRC-32 of each file, and the version of this format.
+A text has train_tokens.npy and test_tokens.npy instead, and in dataset.json its vocabulary.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import shlex
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from bsjax.data.dataset import Dataset
 from bsjax.data.image_files import holds_image_records
 from bsjax.data.sources import ArraySource, describe
+from bsjax.data.text import TextDataset
 from bsjax.errors import InvalidArgument
 
 FORMAT_VERSION = 1
@@ -70,25 +72,35 @@ def prepared_names(data_dir: DataDir = None) -> list[str]:
     return [record["name"] for record in records if record]
 
 
-def prepare_command(name: str, data_dir: DataDir = None, source: str | None = None) -> str:
+def prepare_command(
+    name: str, data_dir: DataDir = None, source: str | None = None, flags: Mapping[str, Any] | None = None
+) -> str:
     """The command that prepares a data set, for the root of the repository.
+
+    Args:
+      name: of the data set.
+      data_dir: as in `resolve_data_dir`.
+      source: the file or folder that it comes from.
+      flags: further ones, by name.
 
     >>> prepare_command("cifar10")
     '.venv/bin/python scripts/prepare_data.py --dataset=cifar10'
     """
-    flags = {"dataset": name, "source": source, "data_dir": data_dir and os.fspath(data_dir)}
-    given = (f"--{key}={value}" for key, value in flags.items() if value)
-    return shlex.join([".venv/bin/python", "scripts/prepare_data.py", *given])
+    given = {"dataset": name, "source": source, **(flags or {}), "data_dir": data_dir and os.fspath(data_dir)}
+    texts = (f"--{key}={value}" for key, value in given.items() if value)
+    return shlex.join([".venv/bin/python", "scripts/prepare_data.py", *texts])
 
 
-def write(dataset: Dataset, data_dir: DataDir = None, source: dict[str, Any] | None = None) -> pathlib.Path:
+def write(
+    dataset: Dataset | TextDataset, data_dir: DataDir = None, source: dict[str, Any] | None = None
+) -> pathlib.Path:
     """Writes a data set as a whole or not at all, and replaces one of the same name.
 
     The files are written to a hidden folder, which is renamed at the end. If a preparation is killed, the next one of
     the same data set removes its hidden folder.
 
     Args:
-      dataset: uint8 images [n, height, width, channels] and int32 labels [n].
+      dataset: uint8 images [n, height, width, channels] and int32 labels [n], or a text.
       data_dir: as in `resolve_data_dir`.
       source: where the data come from, as JSON; errors show `source["path"]` in the command that prepares them again.
 
@@ -111,7 +123,7 @@ def write(dataset: Dataset, data_dir: DataDir = None, source: dict[str, Any] | N
                 new.mkdir()
                 record = {
                     "name": dataset.name,
-                    "class_names": list(dataset.class_names),
+                    **_about(dataset),
                     "files": {name: _write_array(new / f"{name}.npy", array) for name, array in _arrays(dataset)},
                     "source": source or {},
                     "format_version": FORMAT_VERSION,
@@ -126,19 +138,19 @@ def write(dataset: Dataset, data_dir: DataDir = None, source: dict[str, Any] | N
     return folder
 
 
-def read(name: str, data_dir: DataDir = None) -> Dataset:
-    """Verifies the files of a prepared data set and maps them to memory; the images stay on the disk.
+def read(name: str, data_dir: DataDir = None) -> Dataset | TextDataset:
+    """Verifies the files of a prepared data set and maps them to memory; images and tokens stay on the disk.
 
     Raises:
       InvalidArgument: a file is missing or damaged; the message has the command that prepares it again.
     """
     folder = dataset_dir(name, data_dir)
     record = _read_record(folder)
-    source = record.get("source", {}).get("path")
+    source = record.get("source", {})
 
     def check(good: bool, path: pathlib.Path, what: str) -> None:
         if not good:
-            command = prepare_command(name, data_dir, source)
+            command = prepare_command(name, data_dir, source.get("path"), source.get("flags"))
             raise InvalidArgument("dataset", name, f"prepared again, because {path} {what}: {command}")
 
     if holds_image_records(folder):
@@ -149,27 +161,50 @@ def read(name: str, data_dir: DataDir = None) -> Dataset:
     check(bool(record), path, "is damaged")
     version = record["format_version"]
     check(version == FORMAT_VERSION, path, f"has format version {version}, not {FORMAT_VERSION}")
+    arrays, fingerprints = {}, {}
+    for file, expected in record["files"].items():
+        path = folder / f"{file}.npy"
+        check(path.is_file(), path, "is missing")
+        size = path.stat().st_size
+        check(size == expected["size"], path, f"has {size:,} bytes instead of {expected['size']:,}")
+        try:
+            checksum = _checksum(path)
+        except OSError as error:
+            check(False, path, f"cannot be read ({error})")
+        check(checksum == expected["crc32"], path, "has another checksum than when it was written")
+        arrays[file] = np.load(path, mmap_mode="r")
+        fingerprints[file] = describe(file.split("_")[1].removesuffix("s"), arrays[file], checksum)
+    return _read_text(record, arrays, fingerprints) if "text" in record else _read_images(record, arrays, fingerprints)
+
+
+def _read_images(record: dict[str, Any], arrays: dict[str, np.ndarray], fingerprints: dict[str, str]) -> Dataset:
     sources = []
     for split in _SPLITS:
-        examples, fingerprint = {}, []
-        for key in _DTYPES:
-            path, expected = folder / f"{split}_{key}s.npy", record["files"][f"{split}_{key}s"]
-            check(path.is_file(), path, "is missing")
-            size = path.stat().st_size
-            check(size == expected["size"], path, f"has {size:,} bytes instead of {expected['size']:,}")
-            try:
-                checksum = _checksum(path)
-            except OSError as error:
-                check(False, path, f"cannot be read ({error})")
-            check(checksum == expected["crc32"], path, "has another checksum than when it was written")
-            examples[key] = np.load(path, mmap_mode="r")
-            fingerprint.append(describe(key, examples[key], checksum))
-        sources.append(ArraySource(examples, ", ".join(fingerprint)))  # no array is read twice
+        examples = {key: arrays[f"{split}_{key}s"] for key in _DTYPES}
+        fingerprint = ", ".join(fingerprints[f"{split}_{key}s"] for key in _DTYPES)
+        sources.append(ArraySource(examples, fingerprint))  # no array is read twice
     train, test = sources
-    return Dataset(name, train, test, tuple(record["class_names"]))
+    return Dataset(record["name"], train, test, tuple(record["class_names"]))
 
 
-def _arrays(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+def _read_text(record: dict[str, Any], arrays: dict[str, np.ndarray], fingerprints: dict[str, str]) -> TextDataset:
+    train, test = (f"{split}_tokens" for split in _SPLITS)
+    about = record["text"] | {"vocabulary": tuple(record["text"]["vocabulary"])}
+    both = fingerprints[train], fingerprints[test]
+    return TextDataset(record["name"], np.asarray(arrays[train]), np.asarray(arrays[test]), **about, fingerprints=both)
+
+
+def _about(dataset: Dataset | TextDataset) -> dict[str, Any]:
+    """What dataset.json says of a data set, beside its name and files."""
+    if isinstance(dataset, TextDataset):
+        return {"text": {name: getattr(dataset, name) for name in ("vocab_size", "vocabulary", "bytes_per_token")}}
+    return {"class_names": list(dataset.class_names)}
+
+
+def _arrays(dataset: Dataset | TextDataset) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(dataset, TextDataset):
+        yield from {"train_tokens": dataset.train_tokens, "test_tokens": dataset.test_tokens}.items()
+        return
     for split in _SPLITS:
         source = getattr(dataset, split)
         examples = source.examples if isinstance(source, ArraySource) else source.gather(np.arange(len(source)))

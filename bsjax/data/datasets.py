@@ -1,7 +1,8 @@
-"""Image classification data sets by name."""
+"""Data sets by name."""
 
 import difflib
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,15 @@ WELL_KNOWN = (
 )
 
 
-def load_dataset(name: str, data_dir: cache.DataDir = None) -> Dataset:
+def load_dataset(name: str, data_dir: cache.DataDir = None) -> Any:
     """A data set by name: one of `DATASETS`, or one that `scripts/prepare_data.py` has prepared.
 
     Args:
       name: of the data set.
       data_dir: the folder of prepared data sets; default, `$BSJAX_DATA_DIR`, else `~/.cache/bsjax`.
+
+    Returns:
+      A `Dataset` of images with classes, or a `TextDataset`.
 
     Raises:
       InvalidArgument: it has not been prepared, or is damaged; the message has the command that prepares it.

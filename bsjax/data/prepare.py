@@ -24,6 +24,7 @@ import numpy as np
 from bsjax.data.dataset import Dataset
 from bsjax.data.formats import CLASS_NAMES, KINDS, OFFICIAL_MD5, Contents, Files, Kind, read_at_most
 from bsjax.data.sources import ArraySource
+from bsjax.data.text import TextDataset
 from bsjax.errors import InvalidArgument
 
 _MAX_CLASSES = 100_000  # without class names, each whole number up to the largest label is a class
@@ -33,7 +34,7 @@ _MAX_ARCHIVE = 1 << 28  # unpacked bytes; CIFAR's archives have 70 % of this
 class Prepared(NamedTuple):
     """A data set, and a record of its files."""
 
-    dataset: Dataset
+    dataset: Dataset | TextDataset
     source: dict[str, Any]  # path; kind; md5 of each file; official: whether all are official, None if unknown
 
 
@@ -51,8 +52,7 @@ def read_source(name: str, path: pathlib.Path, allow_other_checksum: bool = Fals
       InvalidArgument: there is no such file or folder, or it is damaged, or holds something else.
     """
     if not path.exists():
-        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
-        raise InvalidArgument("source", str(path), "a file or folder that exists", *near)
+        raise missing(path)
     try:
         if path.suffix == ".npz" and not path.is_dir():
             return _read_npz(name, path)
@@ -180,6 +180,12 @@ def _check_md5(name: str, path: pathlib.Path, kind: Kind, found: dict[str, str],
     return True if official.keys() & found.keys() else None
 
 
+def missing(path: pathlib.Path) -> InvalidArgument:
+    """The error for a source that is not there."""
+    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
+    return InvalidArgument("source", str(path), "a file or folder that exists", *near)
+
+
 def one_line(error: Exception) -> str:
     """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
@@ -188,5 +194,5 @@ def one_line(error: Exception) -> str:
 
 _KINDS_OF_SOURCE = (
     "an archive or folder of CIFAR-10 or CIFAR-100 (python or binary), a folder of MNIST's *-ubyte.gz, an .npz file, "
-    "or a prepared folder of TensorFlow Datasets"
+    "a prepared folder of TensorFlow Datasets, or a text: .txt, or tokens in .bin"
 )

@@ -19,8 +19,9 @@ class Source(Protocol):
     examples for the same indices each time, on every host. `ExampleStream` decides the order, so a source neither
     shuffles nor repeats. Other sources than arrays need nothing else:
 
-    * windows of tokens: `len` is the number of windows, `gather` reads `tokens[i * length : (i + 1) * length + 1]` of a
-      memory map for each index, `nbytes` counts the windows, `fingerprint` is a checksum of the file and the length;
+    * windows of tokens, as `bsjax.data.TokenWindows`: `len` is the number of windows, `gather` reads
+      `tokens[i * length : (i + 1) * length + 1]` of a memory map for each index, `nbytes` counts the windows,
+      `fingerprint` is a checksum of the file and the length;
     * JPEGs: `ImageSource`, or one through a Grain reader: `gather` decodes `reader[i]` for each index, in threads if it
       likes, to one size; `nbytes` is None, `fingerprint` is a checksum of the files' names, sizes and checksums and of
       the decoded size.

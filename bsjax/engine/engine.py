@@ -237,9 +237,14 @@ class Engine:
         return state, UpdateMetrics(self._metrics, metrics)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Means over the test examples, each once: "test_loss", and "test_NAME" for each of the task's metrics."""
+        """Means over the test examples, each once: "test_loss", and "test_NAME" for each of the task's metrics.
+
+        With them comes what the task computes from these means, see `bsjax.tasks.Task.of_means`.
+        """
         programs = self._on(_num_devices(state))
         means = programs.evaluate(state, self.layout.fastest(len(programs.devices)))
+        if hasattr(self.task, "of_means"):  # a task need not inherit from Task
+            means = {**means, **self.task.of_means(means)}
         return {f"test_{name}": mean for name, mean in means.items()}
 
     def compile_ahead(self, state: TrainState, batch_size: int) -> None:

@@ -99,7 +99,7 @@ class LayoutChoice:
             self.measured = dict(measured)
             self._layouts = self._make_layouts(times=StepTimes.from_json(measured["times"]))
 
-    def describe(self, batch_sizes: Iterable[int], unit: str) -> str:
+    def describe(self, batch_sizes: Iterable[int], unit: str, units_per_example: int = 1) -> str:
         """A line with the microbatch of each batch size and the measurement behind it; "" if nothing was measured."""
         layouts, measured = self.layouts, self.measured
         if measured is None:
@@ -108,7 +108,8 @@ class LayoutChoice:
         named, separator = (sizes, ", ") if len(sizes) <= _MOST_NAMED else (sizes[:: len(sizes) - 1], " to ")
         chosen = separator.join(f"{layouts(size).microbatch_size} (batch {size})" for size in named)
         times = StepTimes.from_json(measured["times"])
-        speeds = ", ".join(f"{size}: {size / seconds:,.0f}" for size, seconds in times.accumulate_s.items())
+        per_second = {size: size * units_per_example / seconds for size, seconds in times.accumulate_s.items()}
+        speeds = ", ".join(f"{size}: {speed:,.0f}" for size, speed in per_second.items())
         return f"Microbatches per device: {chosen}. Measured {unit}/s: {speeds}; {measured['note']}."
 
 

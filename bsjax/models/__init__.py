@@ -1,7 +1,8 @@
 """Models in flax linen.
 
 A classifier, `model(images, train, keys)`, maps images [n, height, width, channels] to logits [n, classes], float32 at
-least; `keys` [n], one per example, are for dropout in training. An autoencoder maps images to outputs of their shape.
+least; `keys` [n], one per example, are for dropout in training. An autoencoder maps images to outputs of their shape. A
+language model maps whole numbers [n, tokens] to logits [n, tokens, vocabulary].
 """
 
 from typing import Any
@@ -19,9 +20,11 @@ from bsjax.models.mlp import MLP
 from bsjax.models.resnet import ResNet18, WideResNet
 from bsjax.models.resnet9 import ResNet9
 from bsjax.models.resnet50 import ResNet50
+from bsjax.models.transformer import POSITIONS, Transformer
 
-__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "MLP", "MODELS", "ConvAutoencoder", "GhostBatchNorm"]
-__all__ += ["InceptionResNetV2", "ResNet9", "ResNet18", "ResNet50", "WideResNet", "create_model", "ghost_batch_size_of"]
+__all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "LANGUAGE_MODELS", "MLP", "MODELS", "POSITIONS", "ConvAutoencoder"]
+__all__ += ["GhostBatchNorm", "InceptionResNetV2", "ResNet9", "ResNet18", "ResNet50", "Transformer", "WideResNet"]
+__all__ += ["create_model", "ghost_batch_size_of"]
 
 _CLASSIFIERS: dict[str, Any] = {
     "mlp": MLP,
@@ -33,8 +36,10 @@ _CLASSIFIERS: dict[str, Any] = {
     "inception_resnet_v2": InceptionResNetV2,
 }
 _AUTOENCODERS: dict[str, Any] = {"conv_autoencoder": ConvAutoencoder}
-_MODELS = _CLASSIFIERS | _AUTOENCODERS
-CLASSIFIERS, AUTOENCODERS, MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_MODELS)
+_LANGUAGE_MODELS: dict[str, Any] = {"transformer": Transformer}
+_MODELS = _CLASSIFIERS | _AUTOENCODERS | _LANGUAGE_MODELS
+CLASSIFIERS, AUTOENCODERS, LANGUAGE_MODELS = tuple(_CLASSIFIERS), tuple(_AUTOENCODERS), tuple(_LANGUAGE_MODELS)
+MODELS = tuple(_MODELS)
 
 
 def create_model(
@@ -44,18 +49,19 @@ def create_model(
     dropout: float = 0.0,
     dtype: Any = jnp.float32,
     remat: bool | int = False,  # int, so that a dict of sizes may follow
-    **sizes: int,
+    **sizes: Any,
 ) -> nn.Module:
     """A model by name.
 
     Args:
       name: one of `MODELS`.
-      num_classes: the number of logits; an autoencoder has none.
+      num_classes: the number of logits; of a language model, of its tokens; an autoencoder has none.
       ghost_batch_size: examples that share batch-norm statistics; models without batch norm ignore it.
       dropout: probability that a unit is zeroed in training; 0 for an autoencoder.
       dtype: of the computation; parameters, statistics and outputs are float32.
       remat: compute activations again in the backward pass, which saves memory and costs time; of the large models.
-      **sizes: `depth` and `width`; default, the model's own.
+      **sizes: `depth`, `width` and the transformer's `context_length`, `num_heads` and `positions`; default, the
+        model's own.
 
     Raises:
       InvalidArgument: no such model, or a size or `remat` that the model does not have.
@@ -73,11 +79,10 @@ def create_model(
     for size, value in sizes.items():
         if not hasattr(model, size):
             raise InvalidArgument(size, value, f"left out for {name}, which has one {size} only")
-        if value < 1:
+        if isinstance(value, int) and value < 1:
             raise InvalidArgument(size, value, "a whole number >= 1", 1)
     if remat and not hasattr(model, "remat"):
-        with_it = [other for other, one in _MODELS.items() if hasattr(one, "remat")]
-        raise InvalidArgument("remat", remat, f"False for {name}; {' and '.join(with_it)} have it", False)
+        raise InvalidArgument("remat", remat, f"False for {name}, which lacks it", False)
     options = sizes | ({"remat": True} if remat else {})
     if name in _AUTOENCODERS:
         if dropout:
@@ -86,6 +91,8 @@ def create_model(
     if num_classes is None:
         raise InvalidArgument("num_classes", None, f"a whole number for {name}", 10)
     Dropout(dropout)  # refuses a wrong rate before anything runs
+    if name in _LANGUAGE_MODELS:
+        return model(vocab_size=num_classes, dropout=dropout, dtype=dtype, **options)
     return model(num_classes=num_classes, dropout=dropout, dtype=dtype, **options)
 
 

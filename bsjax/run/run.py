@@ -111,7 +111,8 @@ class Run:
             exits.enter_context(contextlib.closing(self._checkpoints))
             found, position = self._restore(fork)
             barrier("all have read the checkpoint")
-            layouts = engine.layout_choice.describe(self._batch_sizes, engine.task.unit)  # measures if need be
+            unit = engine.task.unit, engine.task.units_per_example
+            layouts = engine.layout_choice.describe(self._batch_sizes, *unit)  # measures if need be
             self._writer = exits.enter_context(contextlib.closing(self._open_files(about, position)))
             self._progress = exits.enter_context(contextlib.closing(self._make_progress(show)))
             self._progress.note(layouts)
@@ -223,7 +224,7 @@ class Run:
             "branch_examples": where.branch_examples,
             "final_train_loss": where.train_loss,
             **self._noise.summary(noise, where.last),
-            "examples_per_second": round((where.examples_seen - where.start) / self._timer.training_s, 1),
+            **self._speeds(where.examples_seen - where.start),
             **self._cost.summary(where.examples_seen - where.start, self._timer.training_s),
             **self._timer.totals(),
             "num_compilations": self._engine.num_compilations,
@@ -233,6 +234,14 @@ class Run:
             write_json(self._workdir / "summary.json", summary)
         barrier("the summary is written")
         return summary
+
+    def _speeds(self, num_examples: int) -> dict[str, float]:
+        """Examples, and what people count where an example has several, such as tokens, per second of training."""
+        speed, task = num_examples / self._timer.training_s, self._engine.task
+        speeds = {"examples_per_second": speed}
+        if task.units_per_example > 1:
+            speeds[f"{task.unit}_per_second"] = speed * task.units_per_example
+        return {name: round(value, 1) for name, value in speeds.items()}
 
     def _read_all(self) -> None:
         with self._timer.training():

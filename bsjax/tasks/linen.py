@@ -42,14 +42,21 @@ class LinenTask(Task):
           InvalidArgument: something is missing in the examples, or the model has statistics that depend on the
             microbatch, such as those of `flax.linen.BatchNorm`.
         """
+        self.check_examples(examples)
+        return self.init_model(key, jnp.zeros((1, *examples["image"].shape[1:])))
+
+    def check_examples(self, examples: Any) -> None:
+        """Refuses examples without what the task needs, and a model that is none."""
         if not isinstance(self.model, nn.Module):
             raise InvalidArgument("model", self.model, "a linen module, such as bsjax.models.create_model makes")
         if not isinstance(examples, dict) or not set(self.needs) <= set(examples):
             found = sorted(examples) if isinstance(examples, dict) else type(examples).__name__
             needed = " and ".join(f'"{name}"' for name in self.needs)
             raise InvalidArgument("examples", found, f"a dict with {needed} for {type(self).__name__}")
-        images = jnp.zeros((1, *examples["image"].shape[1:]))
-        variables = self.model.init(key, images, **self._options(train=False, keys=None))
+
+    def init_model(self, key: jax.Array, inputs: jax.Array) -> tuple[Any, Any]:
+        """The model's initial parameters and running averages, for inputs like these; see `init`."""
+        variables = self.model.init(key, inputs, **self._options(train=False, keys=None))
         if "batch_stats" in variables and not hasattr(self.model, "ghost_batch_size"):
             allowed = (
                 "a model with bsjax.models.GhostBatchNorm and a field ghost_batch_size: the statistics of flax's "

@@ -1,5 +1,6 @@
 """What the engine asks of a task."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -41,6 +42,15 @@ class Task(Protocol):
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on, as JSON: a checkpoint of another task is refused."""
         raise NotImplementedError
+
+    def of_means(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Further results of an evaluation, which are no means of something of each example, such as a perplexity.
+
+        Args:
+          means: of the loss, "loss", and of the metrics, over all examples.
+        """
+        del means
+        return {}
 
     def check_source(self, name: str, source: Any) -> None:
         """Raises InvalidArgument if a source, "train" or "test", holds examples that the task has no use for."""

@@ -1,4 +1,4 @@
-"""Makes what a Config describes: recipe, model, task, optimizer, controller and engine. Errors name the flag."""
+"""Makes what a Config describes, from the data set and the recipe to the engine. Errors name the flag."""
 
 import contextlib
 import re
@@ -14,18 +14,37 @@ from flax import linen as nn
 
 from bsjax import IncreaseBatchSize, Plan, Recipe, check_adam_stability
 from bsjax.controllers import Limits, Planned, create_controller
-from bsjax.data import Dataset
+from bsjax.data import TextDataset, load_dataset
 from bsjax.engine import Engine
 from bsjax.engine.devices import all_devices, first_of_each_process, is_first_process
 from bsjax.errors import InvalidArgument, check_whole, nearest_multiples
 from bsjax.models import create_model, ghost_batch_size_of
 from bsjax.noise import scaling_exponent
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification, Task
+from bsjax.tasks import Autoencoder, Classification, LanguageModel, Task
 from experiments.harness.config import Config, RecipeConfig
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _WHITE = {"digits": 16.0}  # the stored value of a white pixel; elsewhere 255
+
+
+def dataset(config: Config, data_dir: str | None = None) -> Any:
+    """The data set; a text in windows of the context length.
+
+    Raises:
+      InvalidArgument: it is not there, or it is nothing that the task can learn.
+    """
+    name, settings = config.data.dataset, config.task
+    found = load_dataset(name, data_dir)
+    if settings.task == "language_model":
+        if not isinstance(found, TextDataset):
+            raise InvalidArgument(
+                "dataset", name, "a text, which scripts/prepare_data.py prepares, with task=language_model"
+            )
+        return found.windows(settings.context_length)
+    if isinstance(found, TextDataset):
+        raise InvalidArgument("task", settings.task, f"language_model with {name}, a text", "language_model")
+    return found
 
 
 def recipe(config: Config, dataset_size: int) -> Recipe:
@@ -50,7 +69,8 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
         momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
     rate = learning_rate(config.recipe, config.optimizer.learning_rate)
     others = adam_constants(config)
-    made = Recipe(rate, size, dataset_size, num_epochs, momentum=momentum, clock="epochs", hyperparameters=others)
+    tokens = config.task.context_length if config.task.task == "language_model" else None
+    made = Recipe(rate, size, dataset_size, num_epochs, momentum, "epochs", others, tokens_per_example=tokens)
     names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
     names |= {"factors": "batch_warmup_factors", "until": "batch_warmup_epochs", "b2": "scale_adam"}
     with argument_is_flag(unit, **names, share="batch_share", growth="batch_growth"):
@@ -151,8 +171,8 @@ def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float
     decay = {
         "constant": optax.constant_schedule(peak),
         "step": optax.piecewise_constant_schedule(peak, steps),
-        "cosine": optax.cosine_decay_schedule(peak, epochs),
-        "linear": optax.linear_schedule(peak, 0.0, epochs),
+        "cosine": optax.cosine_decay_schedule(peak, epochs, settings.lr_end_factor),
+        "linear": optax.linear_schedule(peak, settings.lr_end_factor * peak, epochs),
         "exponential": optax.exponential_decay(peak, epochs, 1 / total_decay),
     }[settings.lr_schedule]
     if not warmup_epochs:
@@ -163,7 +183,9 @@ def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float
 def model(config: Config, num_classes: int = 1) -> nn.Module:
     """The model; the number of classes changes its last layer only."""
     settings = config.task
-    sizes = {"depth": settings.model_depth, "width": settings.model_width}
+    sizes: dict[str, Any] = {"depth": settings.model_depth, "width": settings.model_width}
+    if settings.task == "language_model":
+        sizes |= {name: getattr(settings, name) for name in ("context_length", "num_heads", "positions")}
     given = {name: size for name, size in sizes.items() if size is not None}
     dtype = _DTYPES[settings.dtype]
     with argument_is_flag(depth="model_depth", width="model_width"):
@@ -181,9 +203,12 @@ def unit_of(config: Config) -> int:
     return ghost_batch_size_of(model(config))
 
 
-def task(config: Config, dataset: Dataset) -> Task:
+def task(config: Config, dataset: Any) -> Task:
     """What the model learns from a data set."""
     settings, decay = config.task, config.task.batch_norm_decay
+    if settings.task == "language_model":
+        transformer = model(config, dataset.vocab_size)
+        return LanguageModel(transformer, settings.context_length, dataset.bytes_per_token)
     if settings.task == "autoencoder":
         white = _WHITE.get(dataset.name, 255.0)
         return Autoencoder(model(config), settings.reconstruction, max_value=white, batch_stats_decay=decay)
@@ -253,7 +278,7 @@ def controller(config: Config, dataset_size: int, start: int = 0) -> Any:
 
 def engine(
     config: Config,
-    dataset: Dataset,
+    dataset: Any,
     controller: Plan | Any,
     examples_on: str = "auto",
     devices: str = "all",

@@ -7,13 +7,13 @@ from typing import Any
 from bsjax.controllers import CONTROLLERS
 from bsjax.data import AUGMENTATIONS, DATASETS
 from bsjax.errors import InvalidArgument, check_choice, check_whole
-from bsjax.models import AUTOENCODERS, CLASSIFIERS, MODELS
+from bsjax.models import AUTOENCODERS, CLASSIFIERS, LANGUAGE_MODELS, MODELS, POSITIONS
 from bsjax.optimizers import NO_SCALING_RULE, OPTIMIZERS, WITHOUT_SCALING_RULE
 from bsjax.tasks import RECONSTRUCTIONS
 
 LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
 SCHEDULES = ("decay_learning_rate", "increase_batch_size")
-MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS}
+MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS, "language_model": LANGUAGE_MODELS}
 TASKS = tuple(MODELS_OF)
 DTYPES = ("float32", "bfloat16")
 SCALE_ADAM = ("no", "half_life", "sde")
@@ -64,11 +64,18 @@ class TaskConfig(_Concern):
     task: str = field("classification", "What is learned.", TASKS)
     augmentation: str = field("none", "Augmentation of training images: pad and crop; flip.", AUGMENTATIONS)
     crop_padding: int = field(4, "Pixels by which each side of an image is padded before it is cropped.")
-    model: str = field("cnn", f"Model; the default of an autoencoder is {AUTOENCODERS[0]}.", MODELS)
+    model: str = field(
+        "cnn",
+        f"Model; default, {AUTOENCODERS[0]} for an autoencoder and {LANGUAGE_MODELS[0]} for a language model.",
+        MODELS,
+    )
     model_depth: int | None = field(None, "Layers of the model; default, the model's own (16 for wide_resnet).")
     model_width: int | None = field(
         None, "Channels or units; default, the model's own (a factor of 4 for wide_resnet)."
     )
+    context_length: int = field(64, "Tokens that each example of a language model predicts.")
+    num_heads: int | None = field(None, "Attention heads; default, the model's own (4).")
+    positions: str = field("rope", "How a transformer knows positions: by rotation, or learned.", POSITIONS)
     ghost_batch_size: int = field(8, "Examples that share batch-norm statistics. Batches are multiples of it.")
     batch_norm_decay: float = field(0.99, "Decay of batch norm's running averages per ghost, in [0, 1).")
     dropout: float = field(0.0, "Probability that the model's dropout layers zero a unit, in [0, 1).")
@@ -82,6 +89,7 @@ class TaskConfig(_Concern):
             allowed = f"one of {', '.join(models)} with task={self.task}"
             raise InvalidArgument("model", self.model, allowed, models[0])
         check_whole("crop_padding", self.crop_padding)
+        check_whole("context_length", self.context_length)
         for name, nearest in (("label_smoothing", 0), ("batch_norm_decay", 0.99)):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
@@ -122,6 +130,7 @@ class RecipeConfig(_Concern):
     lr_decay_factor: float = field(
         5.0, "Divides the learning rate at each step; exponential reaches the same end without steps."
     )
+    lr_end_factor: float = field(0.0, "Where cosine and linear end, as a share of the learning rate, in [0, 1).")
     warmup_epochs: float = field(0.0, "Length of the linear warm-up from 0, in epochs.")
 
     def __post_init__(self):
@@ -129,6 +138,8 @@ class RecipeConfig(_Concern):
         self._check_positive("num_epochs")
         if not 0 <= self.warmup_epochs < self.num_epochs:
             raise InvalidArgument("warmup_epochs", self.warmup_epochs, f"in [0, num_epochs {self.num_epochs:g})", 0)
+        if not 0 <= self.lr_end_factor < 1:
+            raise InvalidArgument("lr_end_factor", self.lr_end_factor, "in [0, 1)", 0.1)
         if not self.lr_decay_factor > 1:
             raise InvalidArgument("lr_decay_factor", self.lr_decay_factor, "greater than 1", 5)
         decays, increasing = self.lr_decay_epochs, tuple(sorted(set(self.lr_decay_epochs)))

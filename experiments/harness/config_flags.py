@@ -12,7 +12,7 @@ from absl import flags
 from bsjax.controllers import options_from_mapping
 from bsjax.engine.devices import is_first_process
 from bsjax.errors import InvalidArgument
-from bsjax.models import CLASSIFIERS, MODELS, create_model
+from bsjax.models import CLASSIFIERS, LANGUAGE_MODELS, MODELS, create_model
 from bsjax.optimizers import OPTIMIZERS, WITH_B2
 from experiments.harness.config import CONCERNS, MODELS_OF, Config, text
 
@@ -34,6 +34,7 @@ _Owners = dict[str, tuple[str, ...]]
 _GROWS: _Owners = {"schedule": ("increase_batch_size",)}
 _ADAPTS: _Owners = {"controller": ()}
 _WARMS: _Owners = {"batch_warmup_epochs": ()}
+_WITH_DROPOUT = (*CLASSIFIERS, *LANGUAGE_MODELS)
 _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"task": ("classification",)}, ("augmentation", "label_smoothing")),
     ({"augmentation": ("crop", "crop_flip")}, ("crop_padding",)),
@@ -41,9 +42,12 @@ _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"model": _models_with("depth")}, ("model_depth",)),
     ({"model": _models_with("width")}, ("model_width",)),
     ({"model": _models_with("ghost_batch_size")}, ("ghost_batch_size", "batch_norm_decay")),
-    ({"model": CLASSIFIERS}, ("dropout",)),
+    ({"model": _WITH_DROPOUT}, ("dropout",)),
+    ({"task": ("language_model",)}, ("context_length",)),
+    ({"model": _models_with("num_heads")}, ("num_heads", "positions")),
     ({"optimizer": tuple(name for name in OPTIMIZERS if name != "sgd")}, ("momentum", "scale_momentum")),
     ({"lr_schedule": ("step", "exponential")}, ("lr_decay_epochs", "lr_decay_factor")),
+    ({"lr_schedule": ("cosine", "linear")}, ("lr_end_factor",)),
     (_GROWS | _ADAPTS, ("max_batch_size", "batch_growth")),
     (_GROWS | {"scale_learning_rate": ()} | _WARMS, ("batch_scaling",)),
     (_GROWS | {"scale_learning_rate": (), "scale_momentum": ()} | _WARMS, ("scale_adam",)),
@@ -128,7 +132,7 @@ def _of_the_task(preset: Config, given: dict[str, Any]) -> dict[str, Any]:
     sizes = ("model_depth", "model_width")
     if task != before.task or any(model not in _BELONGS_TO[name]["model"] for name in sizes):
         values |= {name: None for name in sizes if model != before.model}
-        values |= {} if model in CLASSIFIERS else {"dropout": 0.0}
+        values |= {} if model in _WITH_DROPOUT else {"dropout": 0.0}
     return {name: value for name, value in values.items() if name not in given}
 
 

@@ -11,7 +11,20 @@ CONSTANT = "Control: constant learning rate"
 
 
 @dataclasses.dataclass(frozen=True)
-class Preset:
+class Workload:
+    """A data set's recipe.
+
+    Attributes:
+      config: the recipe.
+      dataset_size: N, so that plans need no data.
+    """
+
+    config: Config
+    dataset_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset(Workload):
     """A data set's recipe (the paper's "decaying learning rate"), and the values that the figures vary.
 
     Attributes:
@@ -31,8 +44,6 @@ class Preset:
       published: Figure 5's updates and final test accuracy in the paper, if the data set is in it.
     """
 
-    config: Config
-    dataset_size: int
     hybrid_max_batch_size: int
     max_batch_size: int
     margins: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 
 from bsjax import run as bsjax_run
-from bsjax.data import Dataset, load_dataset
 from bsjax.engine.devices import first_replica, is_first_process, largest_of_all_processes
 from bsjax.errors import DivergedError, InvalidArgument, RunError
 from bsjax.run import identity
@@ -69,7 +68,7 @@ def train(
         if not ended["completed"]:
             raise DivergedError(ended["error"])
         return ended
-    dataset = load_dataset(config.data.dataset, control.data_dir)
+    dataset = build.dataset(config, control.data_dir)
     fork, start = None, about.get("start", 0)
     if fork_from is not None:
         if not list(workdir.glob("checkpoints/[0-9]*[0-9]")):
@@ -122,21 +121,28 @@ def read_surroundings(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def headlines(summary: dict[str, Any]) -> list[str]:
-    """The results of a complete run: the task's first metric, if it has one, and the loss.
+    """The results of a complete run: the task's metrics, if it has any, and the loss.
 
     >>> headlines({"final_test_loss": 0.0375, "final_test_accuracy": 0.9861})
     ['test accuracy 98.61 %', 'test loss 0.0375']
     """
-    metric = metric_of(summary)
-    value = summary[f"final_test_{metric}"]
-    text = f"test {metric.replace('_', ' ')} " + (f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}")
-    return [text] if metric == "loss" else [text, f"test loss {summary['final_test_loss']:.4f}"]
+    texts = []
+    for metric in _metrics_of(summary):
+        value = summary[f"final_test_{metric}"]
+        text = f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+        texts.append(f"test {metric.replace('_', ' ')} {text}")
+    return texts
 
 
 def metric_of(summary: dict[str, Any]) -> str:
     """The name of the task's first metric, or "loss"."""
+    return _metrics_of(summary)[0]
+
+
+def _metrics_of(summary: dict[str, Any]) -> list[str]:
+    """The names of the task's metrics, and then "loss"."""
     names = [name.removeprefix("final_test_") for name in summary if name.startswith("final_test_")]
-    return next((name for name in names if name != "loss"), "loss")
+    return [*(name for name in names if name != "loss"), "loss"]
 
 
 def _settings(config: Config, fork_from: pathlib.Path | None) -> dict[str, Any]:
@@ -144,7 +150,7 @@ def _settings(config: Config, fork_from: pathlib.Path | None) -> dict[str, Any]:
     return json.loads(json.dumps({**dataclasses.asdict(config), "fork_from": fork_from and str(fork_from)}))
 
 
-def _read_fork(config: Config, dataset: Dataset, folder: pathlib.Path) -> tuple[Checkpoint, int]:
+def _read_fork(config: Config, dataset: Any, folder: pathlib.Path) -> tuple[Checkpoint, int]:
     """The last checkpoint of another run, and its position in the examples."""
     found = None
     if (folder / "checkpoints").is_dir():

@@ -199,7 +199,8 @@ def test_errors_of_the_script_are_one_line(call, small, tmp_path):
 @pytest.mark.parametrize("flag", ["--help", "--helpshort"])
 def test_help_shows_the_flags_of_the_script_alone(call, flag):
     shown = re.findall(r"^ +--(?:\[no\])?(\w+):", call(flag).stdout, re.MULTILINE)
-    assert shown == ["allow_other_checksum", "class_folders", "data_dir", "dataset", "source"]
+    of_text = ["test_share", "tokens", "vocab_size"]
+    assert shown == ["allow_other_checksum", "class_folders", "data_dir", "dataset", "source", *of_text]
 
 
 def test_nothing_to_prepare(call):

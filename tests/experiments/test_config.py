@@ -13,6 +13,8 @@ from bsjax.data import load_dataset
 from experiments.harness import build, config_flags, presets, runs
 from experiments.harness.config import CONCERNS, Config
 
+_RESNETS = "resnet9|resnet18|wide_resnet|resnet50|inception_resnet_v2"
+
 
 def parse(*arguments: str, preset: Config | None = None, except_for: tuple[str, ...] = ()) -> Config:
     """The Config of a command line, with its own flags."""
@@ -59,6 +61,10 @@ _EVERY_5 = AdaBatchOptions(every_epochs=5, bound_by_decay=True)
         ("--model=resnet18", {"model": "resnet18", **_OWN_SIZES}),
         ("--model=mlp --model_depth=3", {"model": "mlp", "model_depth": 3}),
         ("--task=autoencoder", {"task": "autoencoder", "model": "conv_autoencoder", **_OWN_SIZES}),
+        ("--task=language_model --context_length=8 --num_heads=2 --positions=learned",
+         {"task": "language_model", "model": "transformer", "context_length": 8, "num_heads": 2,
+          "positions": "learned", **_OWN_SIZES}),
+        ("--lr_schedule=linear --lr_end_factor=.1", {"lr_schedule": "linear", "lr_end_factor": 0.1}),
         ("--num_epochs=20", {"num_epochs": 20.0, "lr_decay_epochs": (6.0, 12.0, 16.0)}),
         ("--num_epochs=20 --lr_decay_epochs=3", {"num_epochs": 20.0, "lr_decay_epochs": (3.0,)}),
     ],
@@ -84,14 +90,15 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
         ("--label_smoothing=0.1 --task=autoencoder", "--task=classification"),
         ("--augmentation=crop --task=autoencoder", "--task=classification"),
         ("--augmentation=none --crop_padding=2", "--augmentation=crop|crop_flip"),
-        (
-            "--dropout=0.1 --task=autoencoder",
-            "--model=mlp|cnn|resnet9|resnet18|wide_resnet|resnet50|inception_resnet_v2",
-        ),
+        ("--dropout=0.1 --task=autoencoder", f"--model=mlp|cnn|{_RESNETS}|transformer"),
         ("--reconstruction=bernoulli", "--task=autoencoder"),
-        ("--model=resnet18 --model_depth=18", "--model=mlp|cnn|wide_resnet|conv_autoencoder"),
-        ("--model=mlp --ghost_batch_size=8", "--model=cnn|resnet9|resnet18|wide_resnet|resnet50|inception_resnet_v2"),
-        ("--model=mlp --batch_norm_decay=0.9", "--model=cnn|resnet9|resnet18|wide_resnet|resnet50|inception_resnet_v2"),
+        ("--model=resnet18 --model_depth=18", "--model=mlp|cnn|wide_resnet|conv_autoencoder|transformer"),
+        ("--context_length=32", "--task=language_model"),
+        ("--num_heads=2 --task=autoencoder", "--model=transformer"),
+        ("--positions=rope", "--model=transformer"),
+        ("--lr_end_factor=0.1", "--lr_schedule=cosine|linear"),
+        ("--model=mlp --ghost_batch_size=8", f"--model=cnn|{_RESNETS}"),
+        ("--model=mlp --batch_norm_decay=0.9", f"--model=cnn|{_RESNETS}"),
         ("--lr_schedule=cosine --lr_decay_epochs=1,2", "--lr_schedule=step|exponential"),
         ("--lr_schedule=linear --lr_decay_factor=2", "--lr_schedule=step|exponential"),
         ("--optimizer=sgd --momentum=0", "--optimizer=momentum|nesterov|adam|adamw|rmsprop|lars|lamb|muon"),
@@ -198,6 +205,15 @@ _WARM = {"batch_warmup_epochs": (5.0, 9.0), "batch_size": 32}
         ),
         (_WARM | {"batch_warmup_epochs": (5.0,)}, "batch_warmup_epochs is .* one time for each of the 2 factors$"),
         (_WARM | {"controller": "plateau"}, "batch_warmup_epochs is '5,9'; .* empty with a controller"),
+        (
+            {"lr_schedule": "cosine", "lr_end_factor": 1.0},
+            r"lr_end_factor is 1.0; .* in \[0, 1\); nearest: 0.1",
+        ),
+        ({"context_length": 0}, "context_length is 0; it must be a whole number >= 1; nearest: 1"),
+        (
+            {"task": "language_model", "model": "transformer", "num_heads": 5},
+            "model_width is 128; it must be a multiple of twice num_heads 5, .*; nearest: 120 or 130$",
+        ),
         ({"lr_decay_factor": 1.0}, "lr_decay_factor is 1.0; it must be greater than 1"),
         ({"lr_decay_epochs": (40.0, 20.0)}, "lr_decay_epochs is .* increasing order; nearest: 20,40"),
         ({"lr_decay_epochs": (40.0, 60.0)}, "lr_decay_epochs is .* between 0 and num_epochs 60; nearest: 40"),

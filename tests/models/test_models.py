@@ -11,6 +11,7 @@ from bsjax.models import (
     CLASSIFIERS,
     CNN,
     MLP,
+    MODELS,
     ConvAutoencoder,
     InceptionResNetV2,
     ResNet9,
@@ -215,7 +216,11 @@ WRN_DEPTHS = "it must be 10, 16, 22, 28, ... (4 + 6k) for wide_resnet"
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("cn", {}, f"model is 'cn'; it must be one of {', '.join(CLASSIFIERS)}, conv_autoencoder; nearest: cnn"),
+        (
+            "cn",
+            {},
+            f"model is 'cn'; it must be one of {', '.join(MODELS)}; nearest: cnn",
+        ),
         ("mlp", {"width": 0}, "width is 0; it must be a whole number >= 1; nearest: 1"),
         ("cnn", {"ghost_batch_size": 0}, "ghost_batch_size is 0; it must be a whole number >= 1; nearest: 1"),
         ("resnet18", {"depth": 34}, "depth is 34; it must be left out for resnet18, which has one depth only"),
@@ -224,7 +229,7 @@ WRN_DEPTHS = "it must be 10, 16, 22, 28, ... (4 + 6k) for wide_resnet"
         (
             "resnet18",
             {"remat": True},
-            "remat is True; it must be False for resnet18; resnet50 and inception_resnet_v2 have it; nearest: False",
+            "remat is True; it must be False for resnet18, which lacks it; nearest: False",
         ),
     ],
 )

@@ -13,11 +13,11 @@ from flax import nnx
 
 import bsjax
 from bsjax import run
-from bsjax.data import ArraySource
+from bsjax.data import ArraySource, TokenWindows
 from bsjax.engine import Engine
-from bsjax.models import CNN, ConvAutoencoder
+from bsjax.models import CNN, ConvAutoencoder, Transformer
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification, from_loss
+from bsjax.tasks import Autoencoder, Classification, LanguageModel, from_loss
 
 TRAIN_SIZE, TEST_SIZE = 96, 40
 RANDOM = np.random.RandomState(0)
@@ -46,6 +46,15 @@ def autoencoder():
         return image_data(size, labelled=False)
 
     return Autoencoder(ConvAutoencoder(depth=1, width=4, latent=4)), unlabelled
+
+
+def language_model():
+    def token_data(size):
+        steps = RANDOM.choice([1, 2], p=[0.9, 0.1], size=8 * size + 1)
+        return TokenWindows((steps.cumsum() % 5).astype(np.uint8), context_length=8)
+
+    model = Transformer(5, context_length=8, depth=1, width=8, num_heads=2, dropout=0.1)
+    return LanguageModel(model, context_length=8, bytes_per_token=1), token_data
 
 
 def plain_regression():
@@ -96,7 +105,7 @@ class GuardedEngine(Engine):
             return super().update(state, update, stop)
 
 
-MAKERS = [linen_classifier, autoencoder, plain_regression, nnx_model, equinox_model]
+MAKERS = [linen_classifier, autoencoder, language_model, plain_regression, nnx_model, equinox_model]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda maker: maker.__name__)
