@@ -218,6 +218,7 @@ def plot_final_differences(axes: Any, curves: dict[str, Curve], scale: Scale) ->
         axes.text(0.01, y - 0.36, label, transform=axes.get_yaxis_transform(), fontsize=6.5, color=color, va="center")
     _draw_margin(axes.axvspan, axes.axvline, scale)
     axes.set(yticks=[], ylim=(len(others) - 0.5, -0.8), xlabel=f"{scale.to_original}, at the end")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(7, steps=[1, 2, 5, 10]))  # short labels
     if scale.log:
         axes.set_xscale("log")
         plain_ticks(axes.xaxis, np.log(axes.get_xlim()[1]))

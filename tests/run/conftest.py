@@ -33,7 +33,7 @@ class FakeEngine:
     """
 
     num_devices, num_compilations, compile_time_s, stall_time_s = 1, 0, 0.0, 0.0
-    layout_choice = types.SimpleNamespace(measured=None, describe=lambda sizes, unit: "", adopt=lambda measured: None)
+    layout_choice = types.SimpleNamespace(measured=None, describe=lambda *_: "", adopt=lambda measured: None)
 
     def __init__(self, dataset_size: int, losses: Any = None, num_shards: int = 1, **identity: Any):
         self.dataset_size, self.losses, self.shards, self.identity = dataset_size, losses, num_shards, identity
