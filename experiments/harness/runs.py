@@ -92,7 +92,8 @@ def train(
                 peak_flops_per_s=control.peak_flops_per_s,
             )
         except OSError as error:
-            raise RunError(str(error) if error.filename else f"{workdir} cannot be written: {error}") from None
+            reason = error if error.filename else f"{workdir} cannot be written: {error.strerror or error}"
+            raise RunError(str(reason)) from None
         if summary is None and (signum := largest_of_all_processes(caught() or 0)):
             raise workdirs.Interrupted(signum)
     if summary is None:
