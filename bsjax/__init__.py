@@ -3,6 +3,7 @@
 from bsjax.adam import AdamStabilityWarning, ScaleAdam, check_adam_stability
 from bsjax.batch_schedule import BatchSchedule, from_batch_schedule
 from bsjax.conversions import IncreaseBatchSize, ScaleLearningRate, ScaleMomentum
+from bsjax.ema import ScaleEma
 from bsjax.errors import InvalidArgument
 from bsjax.noise import kept_noise, sgd_noise_scale
 from bsjax.plan import Phase, Plan, Update
@@ -24,6 +25,7 @@ __all__ = [
     "ScaleMomentum",
     "WarmUpBatchSize",
     "ScaleAdam",
+    "ScaleEma",
     "check_adam_stability",
     "AdamStabilityWarning",
     "BatchSchedule",

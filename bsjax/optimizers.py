@@ -1,7 +1,7 @@
-"""Optimizers from optax whose hyperparameters follow a plan."""
+"""Optimizers from optax whose hyperparameters follow a plan, with an average of the parameters where wanted."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ def create_optimizer(
     max_grad_norm: float | None = None,
     b2: float = 0.999,
     eps: float = 1e-8,
+    ema_decay: float | None = None,
     scheduled: Collection[str] = (),
 ) -> optax.GradientTransformation:
     """An optax optimizer with `hyperparams` "learning_rate" and, except for sgd, "momentum" in its state.
@@ -40,7 +41,10 @@ def create_optimizer(
       max_grad_norm: clips the gradient to this global norm, before weight decay; None does not clip.
       b2: decay of the squared gradients for adam, adamw, rmsprop, lamb and muon's Adam.
       eps: added to their root.
-      scheduled: further hyperparameters that the plan sets: "weight_decay"; "b2" and "eps" of those that have a b2.
+      ema_decay: keeps an average of the parameters with this decay per update, see `average_parameters`, which the
+        engine evaluates; None keeps none.
+      scheduled: further hyperparameters that the plan sets: "weight_decay"; "b2" and "eps" of those that have a b2;
+        "ema_decay" of an average.
 
     Raises:
       InvalidArgument: no such optimizer, or a value out of range.
@@ -50,7 +54,8 @@ def create_optimizer(
     ['b2', 'learning_rate', 'momentum']
     """
     check_choice("optimizer", name, OPTIMIZERS)
-    schedulable = ("weight_decay", "b2", "eps") if name in WITH_B2 else ("weight_decay",)
+    schedulable = ["weight_decay", *(("b2", "eps") if name in WITH_B2 else ())]
+    schedulable += [] if ema_decay is None else ["ema_decay"]
     for other in scheduled:
         check_choice("scheduled", other, schedulable)
     if not weight_decay >= 0:
@@ -59,10 +64,10 @@ def create_optimizer(
         raise InvalidArgument("max_grad_norm", max_grad_norm, "positive, or None")
     if not 0 <= b2 < 1:
         raise InvalidArgument("b2", b2, "in [0, 1)")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise InvalidArgument("ema_decay", ema_decay, "in [0, 1), or None", 0.999)
 
-    def optimizer(
-        learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any
-    ) -> optax.GradientTransformation:
+    def step(learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
         mask = None if decay_biases_and_norms else _matrices_and_kernels
         clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
         if name == "lars":
@@ -85,10 +90,68 @@ def create_optimizer(
         gradient = rescale + decay if name == "adamw" else decay + rescale
         return optax.chain(*clip, *gradient, optax.scale_by_learning_rate(learning_rate))
 
-    constants = {"weight_decay", "b2", "eps"}.difference(scheduled)
+    def optimizer(
+        learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any, ema_decay: Any
+    ) -> optax.GradientTransformation:
+        steps = step(learning_rate, momentum, weight_decay, b2, eps)
+        return steps if ema_decay is None else optax.chain(steps, average_parameters(ema_decay))
+
+    others = {"weight_decay": weight_decay, "b2": b2, "eps": eps, "ema_decay": ema_decay}
     momentum = None if name == "sgd" else 0.0
-    injected = optax.inject_hyperparams(optimizer, static_args=constants)
-    return injected(learning_rate=0.0, momentum=momentum, weight_decay=weight_decay, b2=b2, eps=eps)
+    injected = optax.inject_hyperparams(optimizer, static_args=set(others).difference(scheduled))
+    return injected(learning_rate=0.0, momentum=momentum, **others)
+
+
+class ParameterAverage(NamedTuple):
+    """The state of `average_parameters`."""
+
+    average: Any  # like the parameters
+
+
+def average_parameters(decay: Any) -> optax.GradientTransformation:
+    r"""Keeps an exponential moving average of the parameters; the last of a chain, because it changes no update.
+
+    .. math:: \bar\theta_{t+1} = d \, \bar\theta_t + (1 - d) \, \theta_{t+1}, \qquad \bar\theta_0 = \theta_0
+
+    Args:
+      decay: d in [0, 1) of each update, a number or a scalar array. `bsjax.ScaleEma` makes it follow the batch.
+
+    >>> tx = optax.chain(optax.sgd(1.0), average_parameters(0.75))
+    >>> params = jnp.zeros(())
+    >>> state = tx.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = tx.update(-jnp.ones(()), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> params.item(), average_of(state).item()
+    (2.0, 0.6875)
+
+    Reference: Polyak and Juditsky, 1992 (https://doi.org/10.1137/0330046), with exponential weights.
+    """
+
+    def init(params: Any) -> ParameterAverage:
+        return ParameterAverage(jax.tree.map(jnp.asarray, params))
+
+    def update(updates: Any, state: ParameterAverage, params: Any = None) -> tuple[Any, ParameterAverage]:
+        if params is None:
+            raise ValueError("average_parameters needs the parameters: tx.update(grads, state, params)")
+
+        def mix(average: jax.Array, new: jax.Array) -> jax.Array:
+            d = jnp.asarray(decay, average.dtype)
+            return d * average + (1 - d) * new
+
+        return updates, ParameterAverage(jax.tree.map(mix, state.average, optax.apply_updates(params, updates)))
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(opt_state: Any) -> Any:
+    """The average that `average_parameters` has left in an optimizer's state; None if it keeps none.
+
+    >>> average_of(create_optimizer("sgd").init(jnp.zeros(2))) is None
+    True
+    """
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, ParameterAverage))
+    return next((node.average for node in nodes if isinstance(node, ParameterAverage)), None)
 
 
 def _muon(

@@ -9,8 +9,8 @@ Section 5 of the paper on one page:
 
 Every one of these keeps lr / (B^ρ (1 - m)) exactly as it was at every instant, where ρ is 1 for the
 linear and 1/2 for the square-root scaling rule. So does `warm_up_batch_size`, which makes early batches smaller;
-`scale_adam` lets Adam's other constants follow. Their mathematics is in `bsjax.conversions`, `bsjax.warm_up` and
-`bsjax.adam`.
+`scale_adam` and `scale_ema` let Adam's other constants and an average of the parameters follow. Their mathematics is in
+`bsjax.conversions`, `bsjax.warm_up`, `bsjax.adam` and `bsjax.ema`.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ import optax
 from bsjax.adam import ScaleAdam
 from bsjax.batch_schedule import BatchSchedule
 from bsjax.conversions import Conversion, Converter, IncreaseBatchSize, ScaleLearningRate, ScaleMomentum, check_momentum
+from bsjax.ema import ScaleEma
 from bsjax.errors import InvalidArgument, check_choice, check_positive, check_whole, is_finite
 from bsjax.noise import scaling_exponent as scaling_exponent
 from bsjax.noise import sgd_noise_scale
@@ -40,8 +41,8 @@ class Recipe:
     those of the unconverted recipe; `at` and `plan` give the converted values. So
     `dataclasses.replace(converted, num_epochs=100)` converts the longer recipe in the same way.
 
-    Each conversion but `scale_adam` keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ, `scaling` is the last
-    one's.
+    Each conversion but `scale_adam` and `scale_ema` keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ,
+    `scaling` is the last one's.
 
     Args:
       learning_rate: a positive number or an optax schedule.
@@ -52,7 +53,7 @@ class Recipe:
       clock: the unit of the schedules' argument: "epochs" (a float), "updates" of this recipe or
         "examples" or "tokens" seen (integers). As in optax, the value after a boundary holds from the boundary on.
       hyperparameters: further ones by optax's names, such as "b2", "eps" and "weight_decay": numbers or schedules
-        on the same clock. Only `scale_adam` changes them. Kept as pairs in the order of their names.
+        on the same clock. Only `scale_adam` and `scale_ema` change them. Kept as pairs in the order of their names.
       conversions: those applied, in this order.
       tokens_per_example: the context length of a language model, whose examples are sequences; the clock "tokens" needs
         it. `bsjax.recipe_in_tokens` makes a recipe from numbers of tokens.
@@ -131,7 +132,7 @@ class Recipe:
         return Hyperparameters(*(value.reshape(np.shape(examples_seen)) for value in values))
 
     def others_at(self, examples_seen: Any) -> dict[str, np.ndarray]:
-        """The further hyperparameters of an update that starts at `examples_seen`, by name, after `scale_adam`.
+        """The further hyperparameters of an update that starts at `examples_seen`, by name, after all conversions.
 
         Args:
           examples_seen: whole numbers of examples, of any shape.
@@ -288,6 +289,20 @@ class Recipe:
         """
         return self._converted(ScaleAdam(b2, epsilon, weight_decay, b2_floor))
 
+    def scale_ema(self) -> "Recipe":
+        """Scales the hyperparameter "ema_decay" with the batch, so that the average spans as many examples.
+
+        Raises:
+          InvalidArgument: the recipe has no "ema_decay" in [0, 1).
+
+        >>> recipe = Recipe(0.1, 128, 50_000, num_epochs=200, hyperparameters={"ema_decay": 0.999})
+        >>> recipe.scale_learning_rate(2).scale_ema().others_at(0)["ema_decay"].item()
+        0.998001
+
+        Reference: `bsjax.ScaleEma`.
+        """
+        return self._converted(ScaleEma())
+
     def _at(self, position: np.ndarray) -> tuple[Hyperparameters, dict[str, np.ndarray]]:
         """All values at int64 positions [n]."""
         own, others = self._schedules.at(position), self._schedules.others_at(position)
@@ -325,10 +340,11 @@ class Recipe:
 
     def _check_completed(self) -> None:
         """Refuses conversions that do not go together, at any of the recipe's own updates."""
-        adams = [conversion for conversion in self.conversions if isinstance(conversion, ScaleAdam)]
-        if len(adams) > 1:
-            raise InvalidArgument("conversions", adams, "of one ScaleAdam at most", adams[0])
-        if adams:
+        for kind in (ScaleAdam, ScaleEma):
+            several = [conversion for conversion in self.conversions if isinstance(conversion, kind)]
+            if len(several) > 1:
+                raise InvalidArgument("conversions", several, f"of one {kind.__name__} at most", several[0])
+        if any(isinstance(conversion, ScaleAdam) for conversion in self.conversions):
             self._at(self._schedules.positions)
 
 

@@ -16,6 +16,7 @@ from bsjax.engine import shares
 from bsjax.engine.contract import check_losses, check_params, in_the_users_words
 from bsjax.gradient_noise import shard_term, squared_norm
 from bsjax.models.ghost_batch_norm import AXIS_NAME
+from bsjax.optimizers import average_of
 from bsjax.tasks import Task
 
 _SMALL = 2**16  # elements; larger arrays are not worth a copy
@@ -175,8 +176,11 @@ class Steps:
         return self._sums(state, microbatch, is_shard=False).grads
 
     def eval_step(self, state: TrainState, microbatch: Microbatch) -> dict:
-        """Sums over the devices' examples."""
-        losses, metrics, _ = self._losses(state.params, state.batch_stats, microbatch, train=False)
+        """Sums over the devices' examples, with the parameters' average where the optimizer keeps one."""
+        average, params = average_of(state.opt_state), state.params
+        if average is not None:
+            params = shares.gather(shares.without_shares(average), params, shares.num_shares(average))
+        losses, metrics, _ = self._losses(params, state.batch_stats, microbatch, train=False)
         sums = _weighted_sums({"loss": losses, **metrics}, microbatch)
         return sum_over_devices({**sums, "num_examples": microbatch.weights.sum()})
 

@@ -68,7 +68,7 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     if momentum is None:
         momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
     rate = learning_rate(config.recipe, config.optimizer.learning_rate)
-    others = adam_constants(config)
+    others = followers(config)
     tokens = config.task.context_length if config.task.task == "language_model" else None
     made = Recipe(rate, size, dataset_size, num_epochs, momentum, "epochs", others, tokens_per_example=tokens)
     names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
@@ -78,9 +78,11 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
         if conversion.batch_warmup_epochs:
             factors, until = conversion.batch_warmup_factors, conversion.batch_warmup_epochs
             made = made.warm_up_batch_size(factors, until, scaling, multiple_of=unit)
-        if others:
+        if conversion.scale_adam != "no":
             decay = "time_scale" if "weight_decay" in others else None
             made = made.scale_adam(conversion.scale_adam, weight_decay=decay)
+        if "ema_decay" in others:
+            made = made.scale_ema()
         if conversion.schedule != "increase_batch_size":
             return made
         share, growth = conversion.batch_share, conversion.batch_growth
@@ -224,13 +226,14 @@ def task(config: Config, dataset: Any) -> Task:
     )
 
 
-def adam_constants(config: Config) -> dict[str, float]:
-    """The constants of Adam that follow the batch size, by optax's names; {} without --scale_adam."""
-    given = config.optimizer
-    if config.conversion.scale_adam == "no":
-        return {}
-    decay = {"weight_decay": given.weight_decay} if given.optimizer == "adamw" and given.weight_decay else {}
-    return {"b2": given.b2, "eps": given.epsilon} | decay
+def followers(config: Config) -> dict[str, float]:
+    """The hyperparameters that follow the batch size, by optax's names: with --scale_adam and with --ema_decay."""
+    given, found = config.optimizer, {}
+    if config.conversion.scale_adam != "no":
+        found = {"b2": given.b2, "eps": given.epsilon}
+        if given.optimizer == "adamw" and given.weight_decay:
+            found["weight_decay"] = given.weight_decay
+    return found if given.ema_decay is None else found | {"ema_decay": given.ema_decay}
 
 
 def warn_of_instability(config: Config) -> None:
@@ -254,7 +257,8 @@ def optimizer(config: Config) -> optax.GradientTransformation:
         given.max_grad_norm,
         given.b2,
         given.epsilon,
-        scheduled=tuple(adam_constants(config)),
+        given.ema_decay,
+        tuple(followers(config)),
     )
 
 

@@ -106,6 +106,11 @@ class OptimizerConfig(_Concern):
     epsilon: float = field(1e-8, "Added to the root of the squared gradients.")
     weight_decay: float = field(5e-4, "L2 coefficient in the gradient; for adamw, lamb and muon, decoupled.")
     decay_biases_and_norms: bool = field(False, "Also decay biases and batch-norm parameters.")
+    ema_decay: float | None = field(
+        None,
+        "Evaluate an average of the parameters with this decay per update of --batch_size examples; larger batches "
+        "keep its span in examples. Default, none.",
+    )
     max_grad_norm: float | None = field(None, "Clip gradients to this global norm; default, do not.")
 
     def __post_init__(self):
@@ -117,6 +122,8 @@ class OptimizerConfig(_Concern):
             raise InvalidArgument("b2", self.b2, "in [0, 1)", 0.999)
         if not self.epsilon >= 0:
             raise InvalidArgument("epsilon", self.epsilon, "0 or positive", 1e-8)
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise InvalidArgument("ema_decay", self.ema_decay, "in [0, 1)", 0.999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +271,9 @@ class Config:
         if self.optimizer.optimizer == "sgd" and self.conversion.scale_momentum is not None:
             allowed = "combined with another optimizer than sgd, which has no momentum"
             raise InvalidArgument("scale_momentum", self.conversion.scale_momentum, allowed, "optimizer=momentum")
+        if self.optimizer.ema_decay is not None and self.controller.controller != "planned":
+            allowed = "left out with a controller, whose batches the average would not follow"
+            raise InvalidArgument("ema_decay", self.optimizer.ema_decay, allowed, "controller=planned")
         self._check_scaling_rule()
 
     def _check_scaling_rule(self) -> None:

@@ -10,6 +10,7 @@ from absl import flags
 from bsjax import InvalidArgument
 from bsjax.controllers import AdaBatchOptions, PlateauOptions
 from bsjax.data import load_dataset
+from bsjax.optimizers import average_of
 from experiments.harness import build, config_flags, presets, runs
 from experiments.harness.config import CONCERNS, Config
 
@@ -198,6 +199,11 @@ _WARM = {"batch_warmup_epochs": (5.0, 9.0), "batch_size": 32}
             _ADAM | {"scale_momentum": 0.95, "scale_adam": "sde"},
             "scale_adam is 'sde'; .* with scale_momentum, .*: half_l",
         ),
+        ({"ema_decay": 1.0}, r"ema_decay is 1.0; it must be in \[0, 1\); nearest: 0.999$"),
+        (
+            {"ema_decay": 0.9, "controller": "plateau"},
+            "ema_decay is 0.9; .* with a controller, .*; nearest: controller=planned",
+        ),
         ({"batch_warmup_epochs": (5.0, 9.0)}, "batch_warmup_factors is .* 8 · 0.25 = 2 is .* --ghost_batch_size 8$"),
         (
             _WARM | {"batch_warmup_epochs": (5.0, 90.0)},
@@ -270,6 +276,17 @@ def test_the_optimizer_has_what_the_plan_sets():
     assert values == pytest.approx({"learning_rate": 0, "momentum": 0, "b2": 0.95, "eps": 1e-7, "weight_decay": 5e-4})
     plan = build.recipe(config, 1437).plan()
     build.engine(config, load_dataset("digits"), plan, devices="1").check_hyperparameters(plan[0].hyperparameters)
+
+
+def test_an_average_spans_as_many_examples_whatever_the_batch():
+    config = Config().replace(**_GROWING, ema_decay=0.99)
+    recipe = build.recipe(config, 1437)
+    sizes, decays = recipe.at(np.arange(0, 60) * 1437).batch_size, recipe.plan().others["ema_decay"]
+    assert sizes.max() > sizes[0]
+    assert decays == pytest.approx(0.99 ** (recipe.plan().batch_sizes / sizes[0]))
+    state = build.optimizer(config).init({"w": np.ones((2, 2), np.float32)})
+    assert float(state.hyperparams["ema_decay"]) == pytest.approx(0.99)
+    np.testing.assert_array_equal(average_of(state)["w"], np.ones((2, 2)))
 
 
 def test_smaller_batches_first():
