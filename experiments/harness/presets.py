@@ -39,7 +39,6 @@ class Preset(Workload):
       scale_learning_rate: Section 5.2's increased initial learning rate, as a factor.
       scale_momentum: Section 5.2's increased momentum.
       adam_learning_rate: Figure 4's, for Adam.
-      num_controls: how many of `controls` its figures have, where each one takes long; None: all.
       learning_rate_factors: Figure 8's initial learning rates, over the recipe's.
       published: Figure 5's updates and final test accuracy in the paper, if the data set is in it.
     """
@@ -53,7 +52,6 @@ class Preset(Workload):
     scale_learning_rate: float = 5.0
     scale_momentum: float = 0.98
     adam_learning_rate: float = 1e-3
-    num_controls: int | None = None
     learning_rate_factors: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     published: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
@@ -112,7 +110,6 @@ PRESETS = {
         hybrid_max_batch_size=80,
         max_batch_size=640,
         margins={"accuracy": 0.005},
-        num_controls=3,
         sgd_learning_rate=0.0125,
         scale_learning_rate=2.0,
         scale_momentum=0.95,
@@ -135,7 +132,6 @@ PRESETS = {
         hybrid_max_batch_size=160,
         max_batch_size=1280,
         margins={"accuracy": 0.01},
-        num_controls=2,
         sgd_learning_rate=0.05,
         scale_learning_rate=2.0,
         scale_momentum=0.95,
@@ -200,7 +196,7 @@ def controls(preset: Preset, config: Config) -> dict[str, Config]:
     The last two need a decay by a factor, so they are left out with a schedule that has none, such as cosine.
 
     Args:
-      preset: has the cap of the growing batch, and how many controls, from the first on, there are to be.
+      preset: has the cap of the growing batch.
       config: the recipe.
 
     Raises:
@@ -216,7 +212,7 @@ def controls(preset: Preset, config: Config) -> dict[str, Config]:
         twice = growing.replace(lr_decay_factor=2 * factor, max_batch_size=2 * preset.max_batch_size)
         found["Control: grown and decayed"] = growing.replace(lr_decay_factor=factor**2, batch_share=share / 2)
         found["Control: grown twice too much"] = twice
-    return dict(list(found.items())[: preset.num_controls])
+    return found
 
 
 def _shortened(preset: Preset, config: Config, growing: Config) -> Config:

@@ -1,6 +1,5 @@
 """The controls of the figures: what each changes, and what it keeps."""
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -17,7 +16,7 @@ _FEW, _DECAYED, _TWICE = (
 @functools.cache
 def plans_of(name, **changes):
     """The growing batch, the recipe, and the plan of each control."""
-    preset = dataclasses.replace(presets.get(name), num_controls=None)
+    preset = presets.get(name)
     config = preset.config.replace(**changes)
     growing = presets.section_5_2(preset, config)["Increasing batch size"]
     configs = {"growing": growing, "recipe": config, **presets.controls(preset, config)}
@@ -37,11 +36,6 @@ def phases_of(plan, boundaries):
         assert len(values) == 1
         found.append(values.pop())
     return np.array(found).T
-
-
-def test_a_preset_may_have_the_first_controls_only():
-    preset = presets.get("cifar10_small")
-    assert list(presets.controls(preset, preset.config)) == [presets.CONSTANT, _FEW]
 
 
 @_EVERY_PRESET
