@@ -6,14 +6,15 @@
 Every claim has a file beside this one, with the question, the claim as people state it, the prediction of theory, what
 is measured, and a margin that was named before the runs. It prints a table and a verdict, and writes a picture (PNG,
 SVG), its numbers (CSV) and how it was made (JSON) into the workdir. Claims share trainings, and complete ones are not
-repeated. --preset=cifar10 is the version for an accelerator; docs/batch_size.md has the answers.
+repeated. --preset=cifar10 is the version for an accelerator, and ResNet-18 has presets of its own. docs/batch_size.md
+has the answers.
 """
 
 import textwrap
 
 from absl import flags
 
-from bsjax.errors import check_choice
+from bsjax.errors import InvalidArgument, check_choice
 from experiments.effects import (
     distance,
     extremes,
@@ -23,6 +24,7 @@ from experiments.effects import (
     memory,
     momentum,
     powers_of_two,
+    resnet18,
     rules,
     sharpness,
     variance,
@@ -43,14 +45,14 @@ _MODULES = (
     powers_of_two,
     memory,
     imbalance,
+    resnet18,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}
 
 
 def main() -> None:
     """Checks one claim, or all of them."""
-    name = check_choice("claim", flags.FLAGS.claim, [*CLAIMS, "all"])
-    chosen = list(CLAIMS.values()) if name == "all" else [CLAIMS[name]]
+    chosen = _chosen(flags.FLAGS.claim, "quick" if flags.FLAGS.quick else flags.FLAGS.preset)
     jobs = jobs_from_flags()
     with pool.side_by_side(jobs) as side_by_side:
         study = study_from_flags(side_by_side, jobs)
@@ -61,6 +63,19 @@ def main() -> None:
             print(textwrap.fill(f"{one}: {verdict}", 118, subsequent_indent="  "))
         rows = [{"claim": one, **verdict._asdict()} for one, verdict in verdicts.items()]
         studies.write_csv(study.workdir / "verdicts.csv", rows)
+
+
+def _chosen(name: str, preset: str) -> list[Claim]:
+    """The claim of that name, or all that have settings for a preset."""
+    check_choice("claim", name, [*CLAIMS, "all"])
+    if preset != "quick":
+        check_choice("preset", preset, BASES)
+    if name == "all":
+        return [claim for claim in CLAIMS.values() if preset in claim.settings]
+    presets = [preset for preset in BASES if preset in CLAIMS[name].settings]
+    if preset not in CLAIMS[name].settings:
+        raise InvalidArgument("preset", preset, f"one of {', '.join(presets)} with --claim={name}", presets[0])
+    return [CLAIMS[name]]
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Claim:
       prediction: of theory, made before the measurement.
       measurement: what is measured, and what the intervals are of.
       margin: the difference that does not matter, named before the runs.
-      settings: a frozen dataclass for each preset, and for "quick".
+      settings: a frozen dataclass for each preset that suits the claim, and for "quick".
       measure: does it.
     """
 

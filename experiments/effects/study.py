@@ -44,11 +44,23 @@ def _plain(config: Config, learning_rate: float, batch_size: int = 8, width: int
     return config.replace(learning_rate=learning_rate, batch_size=batch_size, **plain)
 
 
-# digits and fashion_mnist are for two cores; cifar10 is the version for an accelerator.
+_CIFAR100 = Config().replace(
+    dataset="cifar100",
+    augmentation="crop_flip",
+    model="resnet18",
+    ghost_batch_size=64,
+    lr_schedule="constant",
+    batch_size=320,
+    learning_rate=0.1,
+)
+
+# digits, fashion_mnist and cifar100_small are for two cores; cifar10 and cifar100 are the versions for an accelerator.
 BASES = {
     "digits": Base(_plain(Config(), 0.1), 1437, 1437, 360),
     "fashion_mnist": Base(_plain(presets.PRESETS["fashion_mnist"].config, 0.02), 60_000, 4096, 4096),
     "cifar10": Base(_plain(presets.PRESETS["cifar10"].config, 0.02, width=512), 50_000, 8192, 8192),
+    "cifar100_small": Base(_CIFAR100, 50_000, 5000, 5000),
+    "cifar100": Base(_CIFAR100, 50_000, 10_000, 10_000),
 }
 # One shape of microbatch for all, because compiling is most of the time.
 _QUICK = Base(_plain(Config(), 0.1, width=8).replace(microbatch_size=16), 1437, 256, 256)

@@ -1,8 +1,9 @@
-"""Short trainings with a constant batch size and learning rate, which all claims share.
+"""Short trainings with a constant batch size, which all claims share; the learning rate may drop.
 
 There are hundreds of them, so they share the engine and its compiled programs, and each writes one JSON file.
 """
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -77,11 +78,13 @@ class Training:
     """A training and its measurements.
 
     Args:
-      config: what to train; its schedule is not used, because batch size and learning rate are constant.
+      config: what to train; its schedule is not used, because the batch size is constant, and the learning rate up to
+        `drops`.
       evaluate_at: numbers of updates, increasing; the training ends with the last one.
       target_train_loss: ends it earlier, at the first evaluation with a training loss at or below this.
       probe: measured at the updates `probe_at`, or at the last evaluation if that is empty.
       probe_at: some of `evaluate_at`.
+      drops: numbers of updates after which the learning rate falls by the config's `lr_decay_factor`.
       data: what becomes of the training examples.
     """
 
@@ -90,6 +93,7 @@ class Training:
     target_train_loss: float = 0.0
     probe: Probe | None = None
     probe_at: tuple[int, ...] = ()
+    drops: tuple[int, ...] = ()
     data: Data = Data()
 
     def replace(self, **fields: Any) -> "Training":
@@ -176,11 +180,13 @@ def _train(setup: Setup, training: Training) -> Outcome:
         unused["momentum"], momentum = None, 0.9 if momentum is None else momentum
     lab = create_lab(setup, config.replace(**unused), training.data)
     batch_size, learning_rate = config.recipe.batch_size, config.optimizer.learning_rate
+    factor = config.recipe.lr_decay_factor
     points: list[dict[str, Any]] = []
     state, updates = lab.engine.init(), 0
     for stop in training.evaluate_at:
         while updates < stop:
-            update = Update(updates, updates * batch_size, batch_size, learning_rate, momentum)
+            rate = learning_rate / factor ** bisect.bisect_right(training.drops, updates)
+            update = Update(updates, updates * batch_size, batch_size, rate, momentum)
             state, _ = lab.engine.update(state, update)
             updates += 1
         point, params, batch_stats = _measure(lab, state)

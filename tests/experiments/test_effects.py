@@ -1,5 +1,6 @@
 """The study of what the batch size does: every claim end to end in its quick mode, its search and its trainings."""
 
+import dataclasses
 import doctest
 import json
 import math
@@ -35,9 +36,10 @@ def setup():
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_has_settings_for_every_preset(name):
+def test_every_claim_has_settings_for_the_presets_that_suit_it(name):
     one = CLAIMS[name]
-    assert set(one.settings) == {*study.BASES, "quick"}
+    of_cifar100 = {"cifar100_small", "cifar100"}
+    assert set(one.settings) - {"quick"} == (of_cifar100 if name == "resnet18" else {*study.BASES} - of_cifar100)
     for settings in one.settings.values():
         sizes = getattr(settings, "batch_sizes", ())
         assert list(sizes) == sorted(set(sizes))
@@ -231,6 +233,21 @@ def test_a_training_is_read_again_and_ends_at_its_target(setup, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_the_learning_rate_drops_after_so_many_updates(setup, tmp_path):
+    one = Training(_QUICK.replace(batch_size=32, learning_rate=0.1, lr_decay_factor=4.0), (2, 4))
+
+    def losses(name, drops, **fields):
+        found = training.train(setup, dataclasses.replace(one.replace(**fields), drops=drops), tmp_path / name)
+        return [point["train_loss"] for point in found.points]
+
+    plain, low = losses("plain", ()), losses("low", (), learning_rate=0.025)
+    assert losses("at once", (0,)) == low and losses("after the end", (4,)) == plain
+    dropped = losses("between", (2,))
+    assert dropped[0] == plain[0] and dropped[1] != plain[1]
+    twice = losses("twice", (0, 0), learning_rate=0.4)
+    assert twice == low
+
+
 def test_verdicts_follow_from_comparisons():
     def compared(verdict, low, high):
         return Comparison(Interval((low + high) / 2, low, high), verdict)
@@ -254,6 +271,7 @@ def test_examples_in_docstrings(module):
         (["--claim=variances"], "error: --claim is 'variances'; it must be one of variance, "),
         (["--claim=variance", "--quick", "--preset=cifar10"], "error: --preset is 'cifar10'; it must be digits with"),
         (["--claim=variance", "--preset=digit"], "error: --preset is 'digit'; it must be one of digits, "),
+        (["--claim=resnet18"], "error: --preset is 'digits'; it must be one of cifar100_small, cifar100 with --claim="),
         (["--claim=variance", "--seeds=0"], "error: --seeds is 0; it must be a whole number >= 1; nearest: 1"),
         ([], "error: --claim is missing"),
     ],
