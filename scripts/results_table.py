@@ -8,6 +8,9 @@ that it shows, by patterns of FOLDER/NAME, and has their tables between two mark
 
     <!-- results: */figure? (written by scripts/results_table.py) -->
     <!-- end of results -->
+
+Where the first mark begins with "verdicts:" and names folders of `experiments.effects`, the table has the verdict on
+each claim, with a column for each folder.
 """
 
 import csv
@@ -17,6 +20,7 @@ import math
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import app, flags
 
@@ -24,7 +28,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit with 1 if a tabl
 
 ROOT = pathlib.Path(__file__).parent.parent
 _MARKED = re.compile(
-    r"(<!-- results: (?P<patterns>.+) \(written by scripts/results_table\.py\) -->\n)"
+    r"(<!-- (?P<kind>results|verdicts): (?P<patterns>.+) \(written by scripts/results_table\.py\) -->\n)"
     r".*?(?P<end><!-- end of results -->\n)",
     re.DOTALL,
 )
@@ -34,7 +38,8 @@ def with_tables(page: str, results: pathlib.Path) -> str:
     """A page with the tables between each pair of marks."""
 
     def marked(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{tables(results, match['patterns'].split())}\n{match['end']}"
+        write = {"results": tables, "verdicts": verdicts}[match["kind"]]
+        return f"{match[1]}\n{write(results, match['patterns'].split())}\n{match['end']}"
 
     return _MARKED.sub(marked, page)
 
@@ -49,13 +54,36 @@ def tables(results: pathlib.Path, patterns: list[str]) -> str:
         about = json.loads((path.parent / f"{name}.json").read_text(encoding="utf-8"))
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        device = f"{len(about['devices'])} × {about['devices'][0]}, {about['cores']} cores"
         parts.append(
-            f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})\n\n"
+            f"{_made_by(about)}\n\n"
             + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows, about.get("jobs") == 1))
             + "".join(f"\n{note}\n" for note in _notes(rows, about.get("jobs") == 1))
         )
     return "\n".join(parts)
+
+
+def verdicts(results: pathlib.Path, folders: list[str]) -> str:
+    """Markdown of the verdicts of `experiments.effects` in some folders: a row for each claim, and the commands."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for path in sorted((results / folder).glob("*.json")):
+            found.setdefault(path.stem, {})[folder] = json.loads(path.read_text(encoding="utf-8"))
+    heads = [next(claims[folder]["preset"] for claims in found.values() if folder in claims) for folder in folders]
+    lines = [["", "claim", *heads], ["---"] * (2 + len(folders))]
+    for name, its in found.items():
+        cells = (
+            f"**{one['verdict']}** {one['detail']}".strip() if (one := its.get(folder)) else "" for folder in folders
+        )
+        lines.append([f"`{name}`", next(iter(its.values()))["claim"], *cells])
+    commands = dict.fromkeys(_made_by(one) for its in found.values() for one in its.values())
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return f"{table}\n" + "\n".join(f"* {command}" for command in commands) + "\n"
+
+
+def _made_by(about: dict[str, Any]) -> str:
+    """The command, the devices and the date."""
+    device = f"{len(about['devices'])} × {about['devices'][0]}, {about['cores']} cores"
+    return f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})"
 
 
 def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:

@@ -117,6 +117,23 @@ def test_markdown_has_differences_and_verdicts(study, results_table, jobs):
     assert "margin of ±1.0 points" in page and ("one run at a time" in page) == (jobs == 1)
 
 
+def test_a_page_has_the_verdict_on_each_claim_from_each_folder(study, results_table):
+    about = {"command": "python", "devices": ["cpu"], "cores": 2, "versions": {"jax": "1"}, "date": "today"}
+    for folder, names in {"effects_digits": ["memory", "rules"], "effects_fashion": ["rules"]}.items():
+        (study.workdir / folder).mkdir()
+        for name in names:
+            one = {"claim": f"{name}?", "preset": folder[8:], "verdict": "holds", "detail": f"on {folder[8:]}"}
+            (study.workdir / folder / f"{name}.json").write_text(json.dumps(about | one))
+    mark = "<!-- verdicts: effects_digits effects_fashion (written by scripts/results_table.py) -->\n"
+    page = results_table.with_tables(f"before\n{mark}old\n<!-- end of results -->\nafter\n", study.workdir)
+    assert page.splitlines() == [
+        *("before", mark.rstrip(), "", "|  | claim | digits | fashion |", "| --- | --- | --- | --- |"),
+        "| `memory` | memory? | **holds** on digits |  |",
+        "| `rules` | rules? | **holds** on digits | **holds** on fashion |",
+        *("", "* `python` (1 × cpu, 2 cores, jax 1, today)", "", "<!-- end of results -->", "after"),
+    ]
+
+
 def test_curves_pair_seeds_although_one_diverged():
     one, original = curve(group([0.7, math.nan, 0.9]), "test_accuracy"), curve(group([0.5, 0.6, 0.8]), "test_accuracy")
     assert one.values.shape == (3, 3)
