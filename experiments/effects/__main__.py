@@ -15,7 +15,9 @@ from absl import flags
 
 from bsjax.errors import check_choice
 from experiments.effects import (
+    autoencoders,
     distance,
+    early_stopping,
     extremes,
     generalisation,
     ghosts,
@@ -34,6 +36,7 @@ from experiments.harness import cli, pool, studies
 _MODULES = (
     variance,
     generalisation,
+    early_stopping,
     sharpness,
     distance,
     rules,
@@ -43,6 +46,7 @@ _MODULES = (
     powers_of_two,
     memory,
     imbalance,
+    autoencoders,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}
 
