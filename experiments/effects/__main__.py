@@ -16,7 +16,9 @@ from absl import flags
 
 from bsjax.errors import InvalidArgument, check_choice
 from experiments.effects import (
+    autoencoders,
     distance,
+    early_stopping,
     extremes,
     generalisation,
     ghosts,
@@ -36,6 +38,7 @@ from experiments.harness import cli, pool, studies
 _MODULES = (
     variance,
     generalisation,
+    early_stopping,
     sharpness,
     distance,
     rules,
@@ -45,6 +48,7 @@ _MODULES = (
     powers_of_two,
     memory,
     imbalance,
+    autoencoders,
     resnet18,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.effects import accuracies, pictures
+from experiments.effects import accuracies, pictures, regimes
 from experiments.effects.accuracies import Compared
 from experiments.effects.claim import Claim, Findings, is_worse
 from experiments.effects.rates import RULES, scaled, searches
@@ -14,7 +14,6 @@ from experiments.harness import figures
 
 _MARGIN = 0.01
 _SEARCHED = "searched"
-_REGIMES = ("epochs", "updates")  # which are the same for all batch sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ def measure(study: Study, settings: Settings) -> Findings:
     cases = accuracies.train_all(study, trainings, lambda key: base, _MARGIN)
     verdicts = {
         f"{rule} rate at equal {regime}": _loses(cases, regime, rule, settings)
-        for regime in _REGIMES
+        for regime in regimes.REGIMES
         for rule in (*RULES, _SEARCHED)
     }
     names = ("equal", "rule")
@@ -45,13 +44,7 @@ def measure(study: Study, settings: Settings) -> Findings:
 def _trainings(study: Study, settings: Settings) -> tuple[dict[accuracies.Key, Training], list[dict[str, Any]]]:
     """By regime, rule and batch size; and what the searches have tried."""
     base = settings.base_batch_size
-
-    def training(regime: str, size: int) -> Training:
-        updates = study.updates(settings.num_epochs, size if regime == "epochs" else base)
-        rate = scaled(study.config.optimizer.learning_rate, size / study.config.recipe.batch_size, "sqrt")
-        return Training(study.config.replace(batch_size=size, learning_rate=rate), (updates,))
-
-    plain = {(regime, size): training(regime, size) for regime in _REGIMES for size in settings.batch_sizes}
+    plain = regimes.trainings(study, study.config, settings.batch_sizes, base, settings.num_epochs)
     best, tried = searches(study, list(plain.values()), settings.search_seeds)
     rates = dict(zip(plain, best, strict=True))
     found: dict[accuracies.Key, Training] = {}
@@ -64,16 +57,15 @@ def _trainings(study: Study, settings: Settings) -> tuple[dict[accuracies.Key, T
 
 def _loses(cases: Mapping[accuracies.Key, Compared], regime: str, rule: str, settings: Settings) -> bool | None:
     """Whether the largest batch size with which no seed diverged is worse than the base."""
-    stable = [size for size in settings.batch_sizes if not cases[regime, rule, size].num_diverged]
-    if max(stable, default=0) <= settings.base_batch_size:
-        return None
-    return is_worse(cases[regime, rule, max(stable)].comparison)
+    num_diverged = {size: cases[regime, rule, size].num_diverged for size in settings.batch_sizes}
+    largest = regimes.largest_stable(num_diverged, settings.base_batch_size)
+    return is_worse(cases[regime, rule, largest].comparison) if largest else None
 
 
 def _draw(cases: Mapping[accuracies.Key, Compared], num_seeds: int) -> Any:
     figure, [axes] = pictures.panels(2)
     label, factor = figures.metric_axis("accuracy")
-    for panel, regime in zip(axes, _REGIMES, strict=True):
+    for panel, regime in zip(axes, regimes.REGIMES, strict=True):
         series: dict[str, list] = {}
         for (its_regime, rule, _), one in cases.items():
             if its_regime == regime:

@@ -88,9 +88,12 @@ class Study(NamedTuple):
         """The step between neighbouring test accuracies."""
         return 1 / self.base.test_size
 
-    def updates(self, num_epochs: float, batch_size: int) -> int:
-        """How many updates of a batch size come nearest to some epochs, one at least."""
-        return max(1, round(num_epochs * self.base.dataset_size / batch_size))
+    def updates(self, num_epochs: float, batch_size: int, num_examples: int = 0) -> int:
+        """How many updates of a batch size come nearest to some epochs, one at least.
+
+        Epochs are those of the first `num_examples` training examples, or of all if that is 0.
+        """
+        return max(1, round(num_epochs * (num_examples or self.base.dataset_size) / batch_size))
 
     def train(self, trainings: Iterable[Training]) -> list[Outcome]:
         """Trains what is not complete yet, and returns all outcomes in order."""

@@ -67,10 +67,12 @@ class Data:
     Args:
       imbalance: how many times as many examples the first class has as the last one; those between, in geometric steps.
       even: whether the order spreads each class evenly over an epoch, see `bsjax.data.ExampleStream`.
+      num_examples: the first training examples, which are all that there are; 0, all of them.
     """
 
     imbalance: float = 1.0
     even: bool = False
+    num_examples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +216,8 @@ def _measure(lab: Lab, state: Any) -> tuple[dict[str, float], Any, Any]:
 def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     """The engine of all trainings whose configs agree but for batch size, learning rate and momentum."""
     dataset, control = load_dataset(config.data.dataset, setup.control.data_dir), setup.control
-    if data.imbalance > 1:
-        kept = imbalanced(dataset.train.gather(np.arange(len(dataset.train)))["label"], data.imbalance)
-        dataset = dataclasses.replace(dataset, train=ArraySource(dataset.train.gather(kept)))
+    if data.num_examples or data.imbalance > 1:
+        dataset = dataclasses.replace(dataset, train=_chosen(dataset.train, data))
     train, test = (
         ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)))))
         for split in (dataset.train, dataset.test)
@@ -248,6 +249,14 @@ def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     return Lab(engine, task, train, test, config.run.seed, initial, mean_train_loss)
 
 
+def _chosen(train: Any, data: Data) -> ArraySource:
+    """The examples to train on."""
+    kept = np.arange(data.num_examples or len(train))
+    if data.imbalance > 1:
+        kept = imbalanced(train.gather(kept)["label"], data.imbalance)
+    return ArraySource(train.gather(kept))
+
+
 def _name(setup: Setup, training: Training) -> str:
     """Of its file: the differences from the reference, its length, where it may end earlier, and its probe."""
     name = f"{runs.run_name(training.config, setup.reference)},updates={training.evaluate_at[-1]}"
@@ -255,6 +264,7 @@ def _name(setup: Setup, training: Training) -> str:
         name += f",train_loss={training.target_train_loss:g}"
     name += f",imbalance={training.data.imbalance:g}" if training.data.imbalance > 1 else ""
     name += ",even" if training.data.even else ""
+    name += f",examples={training.data.num_examples}" if training.data.num_examples else ""
     return f"{name},{training.probe.name}.json" if training.probe else f"{name}.json"
 
 

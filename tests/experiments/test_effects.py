@@ -184,6 +184,38 @@ def test_an_even_order_belongs_to_the_identity_of_a_run(setup):
     assert plain.engine.identity["engine"].keys() == {"seed"}
 
 
+def test_a_stop_is_compared_with_the_base_that_stops_alike(everything, read_csv):
+    rows = read_csv(everything[0] / "early_stopping_table.csv")
+    table = {(row["equal"], row["stop"], row["batch_size"]): row for row in rows}
+    assert len(table) == len(rows) == 8
+    for (regime, stop, _), row in table.items():
+        assert row["updates"] == "90" or regime == "epochs"
+        stops_at = float(row["stop_updates"])
+        assert stops_at == float(row["updates"]) if stop == "last" else 1 <= stops_at <= float(row["updates"])
+        if row["diverged"] == "0":
+            ratio = float(row["test_loss"]) / float(table["epochs", stop, "16"]["test_loss"])
+            assert float(row["ratio"]) == pytest.approx(ratio, rel=1e-3)
+    assert table["epochs", "early", "16"]["verdict"] == table["updates", "last", "16"]["verdict"] == "base"
+    assert "Control, the last parameters at equal epochs: batch 128 has" in " ".join(everything[1].split())
+
+
+def test_autoencoders_are_compared_with_the_smallest_batch(everything, read_csv):
+    rows = read_csv(everything[0] / "autoencoders_table.csv")
+    table = {(row["equal"], row["rule"], row["batch_size"]): row for row in rows}
+    assert len({key[:2] for key in table}) == 3 and len(table) == len(rows) == 6
+    assert len({row["learning_rate"] for (_, rule, _), row in table.items() if rule == "constant"}) == 1
+    for (regime, rule, _), row in table.items():
+        smallest = table[regime, rule, "16"]
+        assert float(row["explained"]) <= 1 and float(row["kept"]) >= 0
+        if row["diverged"] == "0":
+            ratio = float(row["squared_error"]) / float(smallest["squared_error"])
+            assert float(row["ratio"]) == pytest.approx(ratio, rel=1e-3)
+            difference = float(row["kept"]) - float(smallest["kept"])
+            assert float(row["kept_difference"]) == pytest.approx(difference, abs=1e-5)
+    files = [path.name for path in (everything[0] / "trainings").glob("task=autoencoder*")]
+    assert files and all(name.endswith(",examples=256,patches.json") for name in files)
+
+
 class _Parabola:
     """A study whose test loss is a parabola of the log learning rate with its minimum at 0.11; above 2 it diverges."""
 
@@ -209,6 +241,17 @@ def test_the_search_ends_between_two_worse_rates(start):
     assert min(row["learning_rate"] for row in tried) < best < max(row["learning_rate"] for row in tried)
     assert len(set(fake.tried)) == len(fake.tried) == 2 * len(tried)  # nothing twice, and not with the study's seeds
     assert {seed for _, seed in fake.tried} == {100, 101}
+
+
+def test_the_search_goes_by_its_score():
+    first = Training(_QUICK.replace(learning_rate=0.1), (10,))
+
+    def score(outcome):  # least at 0.8
+        return math.log2(outcome.training.config.optimizer.learning_rate / 0.8) ** 2
+
+    [best], tried = rates.searches(_Parabola(), [first], num_seeds=1, score=score)
+    assert best == pytest.approx(0.8)
+    assert min(tried, key=lambda row: row["test_loss"])["learning_rate"] == best
 
 
 def test_a_training_is_read_again_and_ends_at_its_target(setup, tmp_path):
