@@ -5,12 +5,13 @@ import json
 import math
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
 from bsjax.analysis.statistics import Comparison, Interval
-from experiments.effects import claim, distance, rates, study, training, variance
+from experiments.effects import claim, distance, pictures, rates, study, training, variance
 from experiments.effects.__main__ import CLAIMS
 from experiments.effects.training import Data, Outcome, Setup, Training
 from experiments.harness.control import Control
@@ -272,6 +273,15 @@ def test_a_training_is_read_again_and_ends_at_its_target(setup, tmp_path):
     with pytest.raises(StoppedEarly):
         training.train(late, one.replace(seed=2), tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_one_seed_has_no_bar():
+    figure, [[axes]] = pictures.panels(1)
+    alone = claim.exp(Interval(math.log(2), -math.inf, math.inf))
+    pictures.against_batch(axes, {"loss": [(8, alone), (16, Interval(3.0, 2.5, 3.5))]}, "Loss", log=True)
+    [bars] = axes.containers[0].lines[2]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[2, 2], [2.5, 3.5]])
+    plt.close(figure)
 
 
 def test_verdicts_follow_from_comparisons():
