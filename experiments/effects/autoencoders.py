@@ -271,7 +271,7 @@ CLAIM = Claim(
     "the largest batch is worse than the smallest",
     settings={
         "digits": Settings(),
-        "fashion_mnist": Settings(num_epochs=20.0, search_seeds=1, num_examples=4096, model_depth=2),
+        "fashion_mnist": Settings(num_epochs=30.0, search_seeds=1, num_examples=4096, model_depth=2),
         "cifar10": Settings((16, 64, 256, 1024), base_batch_size=64, num_epochs=30.0, model_depth=3, model_width=32),
         "quick": Settings((16, 64), 16, num_epochs=0.5, search_seeds=1, num_examples=256, model_width=2),
     },

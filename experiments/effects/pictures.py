@@ -20,7 +20,8 @@ def against_batch(axes: Any, series: Series, ylabel: str, factor: float = 1.0, l
             continue
         x = np.array([x for x, _ in shown]) * 1.06 ** (i - (len(series) - 1) / 2)
         middle, low, high = factor * np.array([interval for _, interval in shown], float).T
-        bars = [np.where(np.isfinite(low), middle - low, 0), np.where(np.isfinite(high), high - middle, 0)]
+        known = np.isfinite(low) & np.isfinite(high)
+        bars = [np.where(known, middle - low, 0), np.where(known, high - middle, 0)]
         marker = figures.MARKERS[i % len(figures.MARKERS)]
         axes.errorbar(
             x, middle, bars, color=color(i), marker=marker, markersize=4, linewidth=1.2, capsize=2, label=label
@@ -30,6 +31,8 @@ def against_batch(axes: Any, series: Series, ylabel: str, factor: float = 1.0, l
     axes.xaxis.set_major_formatter("{x:,g}")
     if log:
         axes.set_yscale("log")
+        bottom, top = axes.get_ylim()
+        figures.plain_ticks(axes.yaxis, np.log(top / bottom))
 
 
 def color(i: int) -> str:

@@ -6,12 +6,13 @@ import json
 import math
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
 from bsjax.analysis.statistics import Comparison, Interval
-from experiments.effects import claim, distance, rates, study, training, variance
+from experiments.effects import claim, distance, pictures, rates, study, training, variance
 from experiments.effects.__main__ import CLAIMS
 from experiments.effects.training import Data, Outcome, Setup, Training
 from experiments.harness.control import Control
@@ -289,6 +290,15 @@ def test_the_learning_rate_drops_after_so_many_updates(setup, tmp_path):
     assert dropped[0] == plain[0] and dropped[1] != plain[1]
     twice = losses("twice", (0, 0), learning_rate=0.4)
     assert twice == low
+
+
+def test_one_seed_has_no_bar():
+    figure, [[axes]] = pictures.panels(1)
+    alone = claim.exp(Interval(math.log(2), -math.inf, math.inf))
+    pictures.against_batch(axes, {"loss": [(8, alone), (16, Interval(3.0, 2.5, 3.5))]}, "Loss", log=True)
+    [bars] = axes.containers[0].lines[2]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[2, 2], [2.5, 3.5]])
+    plt.close(figure)
 
 
 def test_verdicts_follow_from_comparisons():
