@@ -15,6 +15,7 @@ from absl import flags
 
 from bsjax.errors import check_choice
 from experiments.effects import (
+    contrastive,
     distance,
     extremes,
     generalisation,
@@ -43,6 +44,7 @@ _MODULES = (
     powers_of_two,
     memory,
     imbalance,
+    contrastive,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.effects.study import SEARCH_SEED, Study
-from experiments.effects.training import Training, finals
+from experiments.effects.training import Outcome, Training
 
 # The learning rate goes with this power of the batch size.
 RULES = {"constant": 0.0, "sqrt": 0.5, "linear": 1.0}
@@ -23,8 +23,17 @@ def scaled(learning_rate: float, factor: float, rule: str) -> float:
     return float(f"{learning_rate * factor ** RULES[rule]:.6g}")
 
 
+def last_test_loss(outcome: Outcome) -> float:
+    """The test loss at the end of a training; NaN if it diverged."""
+    return outcome.final("test_loss")
+
+
 def searches(
-    study: Study, trainings: Sequence[Training], num_seeds: int, factor: float = 2.0
+    study: Study,
+    trainings: Sequence[Training],
+    num_seeds: int,
+    factor: float = 2.0,
+    score: Callable[[Outcome], float] = last_test_loss,
 ) -> tuple[list[float], list[dict[str, Any]]]:
     """The learning rate of least test loss for each of some trainings, and all that were tried.
 
@@ -34,8 +43,10 @@ def searches(
     Args:
       study: trains.
       trainings: whose learning rate is searched.
-      num_seeds: of each learning rate; the score is the mean of the last test loss over these.
+      num_seeds: of each learning rate; what counts is the mean of the test loss over these.
       factor: between neighbours.
+      score: the test loss of a training that has ended, NaN if it diverged; default, the last one. Searches of the same
+        trainings by different scores share what they train.
     """
     scores: list[dict[int, float]] = [{} for _ in trainings]
 
@@ -47,7 +58,7 @@ def searches(
         wanted = [
             trainings[k].replace(learning_rate=rate(trainings[k], i), seed=seed) for k, i in todo for seed in seeds
         ]
-        losses = finals(study.train(wanted), "test_loss").reshape(len(todo), num_seeds)
+        losses = np.array([score(outcome) for outcome in study.train(wanted)]).reshape(len(todo), num_seeds)
         for (k, i), its_losses in zip(todo, losses, strict=True):
             scores[k][i] = float(np.where(np.isnan(its_losses), math.inf, its_losses).mean())
     best = [rate(one, min(known, key=known.__getitem__)) for one, known in zip(trainings, scores, strict=True)]

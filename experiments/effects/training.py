@@ -211,11 +211,12 @@ def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     if data.imbalance > 1:
         kept = imbalanced(dataset.train.gather(np.arange(len(dataset.train)))["label"], data.imbalance)
         dataset = dataclasses.replace(dataset, train=ArraySource(dataset.train.gather(kept)))
+    task = build.task(config, dataset)
+    group = getattr(task, "eval_group_size", 1)  # of which there are whole ones
     train, test = (
-        ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)))))
+        ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)) // group * group)))
         for split in (dataset.train, dataset.test)
     )
-    task = build.task(config, dataset)
     devices = first_of_each_process(all_devices(), int(control.devices)) if control.devices.isdigit() else None
     engine = Engine(
         task,
