@@ -5,6 +5,7 @@ from bsjax.data.dataset import Dataset
 from bsjax.data.datasets import DATASETS, load_dataset
 from bsjax.data.image_files import ImageFolder, ImageRecords, write_image_records
 from bsjax.data.image_source import ImageSource
+from bsjax.data.signals import create_signals
 from bsjax.data.sources import ArraySource, Source
 from bsjax.data.stream import ExampleStream
 from bsjax.data.text import TextDataset
@@ -13,4 +14,4 @@ from bsjax.data.token_windows import TokenWindows
 
 __all__ = ["AUGMENTATIONS", "DATASETS", "ArraySource", "Dataset", "ExampleStream", "ImageFolder", "ImageRecords"]
 __all__ += ["ImageSource", "Source", "TextDataset", "TokenWindows", "load_dataset", "read_token_file"]
-__all__ += ["write_image_records"]
+__all__ += ["create_signals", "write_image_records"]

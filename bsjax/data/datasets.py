@@ -2,12 +2,14 @@
 
 import difflib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bsjax.data import cache
 from bsjax.data.dataset import Dataset
+from bsjax.data.signals import create_signals
 from bsjax.data.sources import ArraySource
 from bsjax.errors import InvalidArgument
 
@@ -75,5 +77,9 @@ def _synthetic() -> Dataset:
     return Dataset("synthetic", split(2048), split(512), tuple("0123456789"))
 
 
-_BUILT_IN = {"digits": _digits, "synthetic": _synthetic}
+_BUILT_IN: dict[str, Callable[[], Dataset]] = {
+    "digits": _digits,
+    "synthetic": _synthetic,
+    "signals": create_signals,
+}
 DATASETS = tuple(_BUILT_IN)

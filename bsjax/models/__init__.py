@@ -17,14 +17,15 @@ from bsjax.models.dropout import Dropout
 from bsjax.models.ghost_batch_norm import GhostBatchNorm
 from bsjax.models.inception_resnet_v2 import InceptionResNetV2
 from bsjax.models.mlp import MLP
+from bsjax.models.projector import Projector
 from bsjax.models.resnet import ResNet18, WideResNet
 from bsjax.models.resnet9 import ResNet9
 from bsjax.models.resnet50 import ResNet50
 from bsjax.models.transformer import POSITIONS, Transformer
 
 __all__ = ["AUTOENCODERS", "CLASSIFIERS", "CNN", "LANGUAGE_MODELS", "MLP", "MODELS", "POSITIONS", "ConvAutoencoder"]
-__all__ += ["GhostBatchNorm", "InceptionResNetV2", "ResNet9", "ResNet18", "ResNet50", "Transformer", "WideResNet"]
-__all__ += ["create_model", "ghost_batch_size_of"]
+__all__ += ["GhostBatchNorm", "InceptionResNetV2", "Projector", "ResNet9", "ResNet18", "ResNet50", "Transformer"]
+__all__ += ["WideResNet", "create_model", "ghost_batch_size_of"]
 
 _CLASSIFIERS: dict[str, Any] = {
     "mlp": MLP,

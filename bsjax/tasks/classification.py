@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from bsjax.data.augmentation import AUGMENTATIONS, augment
 from bsjax.errors import InvalidArgument, TaskError, check_choice, check_whole
-from bsjax.tasks.linen import LinenTask
+from bsjax.tasks.linen import LinenTask, set_mean_and_std, standardise
 from bsjax.tasks.protocol import Losses
 
 
@@ -63,11 +63,7 @@ class Classification(LinenTask):
         for name, nearest in (("label_smoothing", 0), ("batch_stats_decay", 0.99)):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
-        for name in ("mean", "std"):
-            values = np.atleast_1d(np.asarray(getattr(self, name), np.float64))
-            object.__setattr__(self, name, tuple(values.tolist()))
-        if not all(std > 0 for std in self.std):
-            raise InvalidArgument("std", self.std, "positive")
+        set_mean_and_std(self)
 
     def check_source(self, name: str, source: Any) -> None:
         """Refuses labels that are no class of the model, where the source holds them in memory, as ArraySource does.
@@ -99,9 +95,7 @@ class Classification(LinenTask):
 
     def read(self, examples: Any, keys: jax.Array, train: bool) -> Any:
         """Standardises the images, and augments them in training."""
-        images = examples["image"].astype(jnp.result_type(float))
-        mean, std = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
-        images = (images - mean) / std
+        images = standardise(examples["image"], self.mean, self.std)
         return augment(self.augmentation, images, keys, self.crop_padding) if train else images, examples["label"]
 
     def losses(self, params: Any, batch_stats: Any, inputs: Any, keys: jax.Array, train: bool) -> Losses:

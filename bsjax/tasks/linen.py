@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from bsjax.errors import InvalidArgument
@@ -84,3 +85,23 @@ class LinenTask(Task):
 def _parameters(model_type: type) -> set[str]:
     parameters = inspect.signature(model_type.__call__).parameters.values()
     return {"**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}
+
+
+def set_mean_and_std(task: Any) -> None:
+    """Makes tuples of a task's `mean` and `std`, each a number or one per channel.
+
+    Raises:
+      InvalidArgument: a standard deviation is not positive.
+    """
+    for name in ("mean", "std"):
+        values = np.atleast_1d(np.asarray(getattr(task, name), np.float64))
+        object.__setattr__(task, name, tuple(values.tolist()))
+    if not all(std > 0 for std in task.std):
+        raise InvalidArgument("std", task.std, "positive")
+
+
+def standardise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Images [n, height, width, channels] less the mean and over the standard deviation of the channels, as floats."""
+    images = images.astype(jnp.result_type(float))
+    mean_array, std_array = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (mean, std))
+    return (images - mean_array) / std_array

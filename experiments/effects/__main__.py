@@ -17,6 +17,7 @@ from absl import flags
 from bsjax.errors import InvalidArgument, check_choice
 from experiments.effects import (
     autoencoders,
+    contrastive,
     distance,
     early_stopping,
     extremes,
@@ -50,6 +51,7 @@ _MODULES = (
     imbalance,
     autoencoders,
     resnet18,
+    contrastive,
 )
 CLAIMS: dict[str, Claim] = {module.CLAIM.name: module.CLAIM for module in _MODULES}
 

@@ -218,11 +218,12 @@ def create_lab(setup: Setup, config: Config, data: Data) -> Lab:
     dataset, control = load_dataset(config.data.dataset, setup.control.data_dir), setup.control
     if data.num_examples or data.imbalance > 1:
         dataset = dataclasses.replace(dataset, train=_chosen(dataset.train, data))
+    task = build.task(config, dataset)
+    group = getattr(task, "eval_group_size", 1)  # of which there are whole ones
     train, test = (
-        ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)))))
+        ArraySource(split.gather(np.arange(min(setup.num_eval_examples, len(split)) // group * group)))
         for split in (dataset.train, dataset.test)
     )
-    task = build.task(config, dataset)
     devices = first_of_each_process(all_devices(), int(control.devices)) if control.devices.isdigit() else None
     engine = Engine(
         task,

@@ -18,10 +18,10 @@ from bsjax.data import TextDataset, load_dataset
 from bsjax.engine import Engine
 from bsjax.engine.devices import all_devices, first_of_each_process, is_first_process
 from bsjax.errors import InvalidArgument, check_whole, nearest_multiples
-from bsjax.models import create_model, ghost_batch_size_of
+from bsjax.models import Projector, create_model, ghost_batch_size_of
 from bsjax.noise import scaling_exponent
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification, LanguageModel, Task
+from bsjax.tasks import Autoencoder, Classification, Contrastive, LanguageModel, Task
 from experiments.harness.config import Config, RecipeConfig
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -58,13 +58,13 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     check_whole("dataset_size", dataset_size)
     if unit > dataset_size:
         valid = size if 0 < size <= dataset_size else None
-        raise InvalidArgument("ghost_batch_size", unit, f"at most dataset_size {dataset_size}", valid)
+        raise InvalidArgument(unit_flag(config), unit, f"at most dataset_size {dataset_size}", valid)
     if size > dataset_size:
         largest = dataset_size // unit * unit or None
         raise InvalidArgument("batch_size", size, f"at most dataset_size {dataset_size}", largest)
     if (size < 1 or size % unit) and config.controller.controller == "planned":
         nearest = nearest_multiples(size, unit, at_most=dataset_size)
-        raise InvalidArgument("batch_size", size, f"a multiple of --ghost_batch_size {unit}", nearest)
+        raise InvalidArgument("batch_size", size, f"a multiple of --{unit_flag(config)} {unit}", nearest)
     if momentum is None:
         momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
     rate = learning_rate(config.recipe, config.optimizer.learning_rate)
@@ -73,7 +73,7 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     made = Recipe(rate, size, dataset_size, num_epochs, momentum, "epochs", others, tokens_per_example=tokens)
     names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
     names |= {"factors": "batch_warmup_factors", "until": "batch_warmup_epochs", "b2": "scale_adam"}
-    with argument_is_flag(unit, **names, share="batch_share", growth="batch_growth"):
+    with argument_is_flag(unit, unit_flag(config), **names, share="batch_share", growth="batch_growth"):
         made = _scaled(made, config, unit)
         if conversion.batch_warmup_epochs:
             factors, until = conversion.batch_warmup_factors, conversion.batch_warmup_epochs
@@ -201,8 +201,13 @@ def fixed_microbatch_size(config: Config) -> int | None:
 
 
 def unit_of(config: Config) -> int:
-    """The number of examples that each batch is a multiple of: the ghost, or 1 without batch norm."""
-    return ghost_batch_size_of(model(config))
+    """The number of examples that each batch is a multiple of: a contrastive group, a ghost, or 1 without either."""
+    return config.task.group_size if config.task.task == "contrastive" else ghost_batch_size_of(model(config))
+
+
+def unit_flag(config: Config) -> str:
+    """The flag that sets it."""
+    return "group_size" if config.task.task == "contrastive" else "ghost_batch_size"
 
 
 def task(config: Config, dataset: Any) -> Task:
@@ -214,6 +219,11 @@ def task(config: Config, dataset: Any) -> Task:
     if settings.task == "autoencoder":
         white = _WHITE.get(dataset.name, 255.0)
         return Autoencoder(model(config), settings.reconstruction, max_value=white, batch_stats_decay=decay)
+    if settings.task == "contrastive":
+        names = ("group_size", "temperature", "augmentation", "crop_padding", "view_amplitude", "view_noise")
+        options = {name: getattr(settings, name) for name in (*names, "eval_group_size")}
+        projector = Projector(model(config, settings.num_features))
+        return Contrastive(projector, **options, mean=dataset.mean, std=dataset.std)
     classifier = model(config, dataset.num_classes)
     return Classification(
         classifier,
@@ -267,7 +277,7 @@ def controller(config: Config, dataset_size: int, start: int = 0) -> Any:
     made, settings, unit = recipe(config, dataset_size), config.controller, unit_of(config)
     if settings.controller == "planned":
         return Planned(made.plan(start))
-    with argument_is_flag(unit, growth="batch_growth", hysteresis="controller_hysteresis"):
+    with argument_is_flag(unit, unit_flag(config), growth="batch_growth", hysteresis="controller_hysteresis"):
         limits = Limits(
             settings.min_batch_size or config.recipe.batch_size,
             config.conversion.max_batch_size or dataset_size // unit * unit,
@@ -289,7 +299,7 @@ def engine(
     shard_optimizer: bool = False,
 ) -> Engine:
     """The engine; devices is "all", "auto" or a number, in all processes together."""
-    with argument_is_flag(unit_of(config)):
+    with argument_is_flag(unit_of(config), unit_flag(config)):
         return Engine(
             task(config, dataset),
             optimizer(config),
@@ -307,13 +317,13 @@ def engine(
 
 
 @contextlib.contextmanager
-def argument_is_flag(ghost: int = 1, **flag_names: str) -> Iterator[None]:
-    """Names the flag in a library function's errors: of an argument, and of a group, which is a ghost if above 1."""
+def argument_is_flag(unit: int = 1, flag: str = "ghost_batch_size", **flag_names: str) -> Iterator[None]:
+    """Names the flag in a library function's errors: of an argument, and of a group that is above 1."""
     try:
         yield
     except InvalidArgument as error:
         allowed = error.allowed
-        if ghost > 1:
-            allowed = re.sub(rf"(the )?(group size|multiple_of) {ghost}\b", f"--ghost_batch_size {ghost}", allowed)
+        if unit > 1:
+            allowed = re.sub(rf"(the )?(group size|multiple_of) {unit}\b", f"--{flag} {unit}", allowed)
         name = flag_names.get(error.name, error.name)
         raise InvalidArgument(name, error.value, allowed, error.nearest) from None

@@ -14,6 +14,7 @@ from bsjax.tasks import RECONSTRUCTIONS
 LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
 SCHEDULES = ("decay_learning_rate", "increase_batch_size")
 MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS, "language_model": LANGUAGE_MODELS}
+MODELS_OF["contrastive"] = ("mlp",)  # those without batch normalisation
 TASKS = tuple(MODELS_OF)
 DTYPES = ("float32", "bfloat16")
 SCALE_ADAM = ("no", "half_life", "sde")
@@ -62,11 +63,12 @@ class TaskConfig(_Concern):
     """Task and model"""
 
     task: str = field("classification", "What is learned.", TASKS)
-    augmentation: str = field("none", "Augmentation of training images: pad and crop; flip.", AUGMENTATIONS)
+    augmentation: str = field("none", "Augmentation of training images, or views: pad and crop; flip.", AUGMENTATIONS)
     crop_padding: int = field(4, "Pixels by which each side of an image is padded before it is cropped.")
     model: str = field(
         "cnn",
-        f"Model; default, {AUTOENCODERS[0]} for an autoencoder and {LANGUAGE_MODELS[0]} for a language model.",
+        f"Model; default, {AUTOENCODERS[0]} for an autoencoder, {LANGUAGE_MODELS[0]} for a language model, and mlp for "
+        "contrastive learning.",
         MODELS,
     )
     model_depth: int | None = field(None, "Layers of the model; default, the model's own (16 for wide_resnet).")
@@ -82,6 +84,12 @@ class TaskConfig(_Concern):
     dtype: str = field("float32", "Precision of the model's computation.", DTYPES)
     label_smoothing: float = field(0.0, "Weight of the uniform distribution in the targets, in [0, 1).")
     reconstruction: str = field("squared_error", "The autoencoder's loss, a mean over pixels.", RECONSTRUCTIONS)
+    group_size: int = field(8, "Examples whose views contrastive learning compares. Batches are multiples of it.")
+    eval_group_size: int | None = field(None, "The group of the evaluation, a divisor; default, --group_size.")
+    temperature: float = field(0.2, "Divides the similarities of contrastive learning's views, positive.")
+    view_amplitude: float = field(0.2, "A view is scaled by a factor between exp(-a) and exp(a) for this a.")
+    view_noise: float = field(0.2, "Standard deviation of the noise of a view, over that of the pixels.")
+    num_features: int = field(64, "Outputs of contrastive learning's encoder, which a linear probe classifies.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,6 +98,8 @@ class TaskConfig(_Concern):
             raise InvalidArgument("model", self.model, allowed, models[0])
         check_whole("crop_padding", self.crop_padding)
         check_whole("context_length", self.context_length)
+        check_whole("group_size", self.group_size, 2)
+        check_whole("num_features", self.num_features)
         for name, nearest in (("label_smoothing", 0), ("batch_norm_decay", 0.99)):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)

@@ -36,7 +36,10 @@ _ADAPTS: _Owners = {"controller": ()}
 _WARMS: _Owners = {"batch_warmup_epochs": ()}
 _WITH_DROPOUT = (*CLASSIFIERS, *LANGUAGE_MODELS)
 _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
-    ({"task": ("classification",)}, ("augmentation", "label_smoothing")),
+    ({"task": ("classification",)}, ("label_smoothing",)),
+    ({"task": ("classification", "contrastive")}, ("augmentation",)),
+    ({"task": ("contrastive",)}, ("group_size", "eval_group_size", "temperature", "view_amplitude", "view_noise")),
+    ({"task": ("contrastive",)}, ("num_features",)),
     ({"augmentation": ("crop", "crop_flip")}, ("crop_padding",)),
     ({"task": ("autoencoder",)}, ("reconstruction",)),
     ({"model": _models_with("depth")}, ("model_depth",)),

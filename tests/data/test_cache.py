@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written(small, tmp_path):
         ("cifar10", "or prepared first: .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --data_dir={}$"),
         ("svhn_croped", "; nearest: svhn_cropped$"),
         ("CIFAR-100", "; nearest: cifar100$"),
-        ("digit", "one of digits, synthetic, small, .*; nearest: digits$"),
+        ("digit", "one of digits, synthetic, signals, small, .*; nearest: digits$"),
         ("smal", "--dataset=smal --data_dir={}; nearest: small$"),
         ("food101", "prepare_data.py --dataset=food101 --data_dir={}$"),
         ("../small", "it must be a name made of letters"),

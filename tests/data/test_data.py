@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bsjax import InvalidArgument
 from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
-from bsjax.data.augmentation import augment
+from bsjax.data.augmentation import augment, distort
 from bsjax.engine.step import example_keys, split_keys
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=100)
@@ -107,6 +107,31 @@ def test_crops_and_flips_are_uniform(name):
 def test_the_padding_bounds_the_shift():
     top, left, _ = draws("crop", np.arange(200), padding=1).T
     assert set(top) == set(left) == {0, 1, 2}
+
+
+def test_a_signal_is_cropped_in_time():
+    """A row of pixels keeps its height: the crop shifts it left or right, as far as the padding."""
+    signal = np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1)
+    padded = np.pad(signal, ((0, 0), (3, 3), (0, 0)))
+    shifts = {padded[:, left : left + 8].tobytes() for left in range(7)}
+    assert {one.tobytes() for one in augmented("crop", np.arange(200), image=signal, padding=3)} == shifts
+
+
+def test_distortions_have_their_amplitude_and_their_noise():
+    image = np.full((20, 20, 1), 2.0, np.float32)
+    images, keys = jnp.broadcast_to(image, (400, *image.shape)), jax.random.split(KEY, 400)
+    scaled = np.asarray(distort(images, keys, amplitude=0.5))
+    factors = np.log(scaled[:, 0, 0, 0] / 2)
+    np.testing.assert_allclose(scaled, np.broadcast_to(scaled[:, :1, :1], scaled.shape))
+    assert np.abs(factors).max() <= 0.5
+    assert factors.std() == pytest.approx(0.5 / 3**0.5, rel=0.1)
+    noise = np.asarray(distort(images, keys, noise=0.3)) - 2
+    assert noise.std() == pytest.approx(0.3, rel=0.01)
+    assert np.abs(noise.mean(axis=0)).max() < 0.3 * 5 / 400**0.5
+    together = distort(images, keys, amplitude=0.5, noise=0.3)
+    np.testing.assert_allclose(together, scaled + noise, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(distort(images[:3], keys[7:10], 0.5, 0.3), together[7:10])
+    np.testing.assert_array_equal(distort(images, keys), images)
 
 
 def test_no_augmentation():

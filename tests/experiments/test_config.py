@@ -65,6 +65,9 @@ _EVERY_5 = AdaBatchOptions(every_epochs=5, bound_by_decay=True)
         ("--task=language_model --context_length=8 --num_heads=2 --positions=learned",
          {"task": "language_model", "model": "transformer", "context_length": 8, "num_heads": 2,
           "positions": "learned", **_OWN_SIZES}),
+        ("--task=contrastive --group_size=16 --eval_group_size=4 --temperature=.5 --augmentation=crop",
+         {"task": "contrastive", "model": "mlp", "group_size": 16, "eval_group_size": 4, "temperature": 0.5,
+          "augmentation": "crop", **_OWN_SIZES}),
         ("--lr_schedule=linear --lr_end_factor=.1", {"lr_schedule": "linear", "lr_end_factor": 0.1}),
         ("--num_epochs=20", {"num_epochs": 20.0, "lr_decay_epochs": (6.0, 12.0, 16.0)}),
         ("--num_epochs=20 --lr_decay_epochs=3", {"num_epochs": 20.0, "lr_decay_epochs": (3.0,)}),
@@ -89,10 +92,13 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
     ("arguments", "owner"),
     [
         ("--label_smoothing=0.1 --task=autoencoder", "--task=classification"),
-        ("--augmentation=crop --task=autoencoder", "--task=classification"),
+        ("--augmentation=crop --task=autoencoder", "--task=classification|contrastive"),
         ("--augmentation=none --crop_padding=2", "--augmentation=crop|crop_flip"),
         ("--dropout=0.1 --task=autoencoder", f"--model=mlp|cnn|{_RESNETS}|transformer"),
         ("--reconstruction=bernoulli", "--task=autoencoder"),
+        ("--label_smoothing=0.1 --task=contrastive", "--task=classification"),
+        ("--group_size=8", "--task=contrastive"),
+        ("--num_features=8 --task=autoencoder", "--task=contrastive"),
         ("--model=resnet18 --model_depth=18", "--model=mlp|cnn|wide_resnet|conv_autoencoder|transformer"),
         ("--context_length=32", "--task=language_model"),
         ("--num_heads=2 --task=autoencoder", "--model=transformer"),
@@ -146,6 +152,7 @@ def test_bad_texts_are_refused_by_flag_name(arguments, message):
 
 _GROWING = {"schedule": "increase_batch_size"}
 _ADAM = {"optimizer": "adamw", "batch_scaling": "sqrt"}
+_CONTRASTIVE = {"task": "contrastive", "model": "mlp", "group_size": 16, "batch_size": 16}
 _WARM = {"batch_warmup_epochs": (5.0, 9.0), "batch_size": 32}
 
 
@@ -220,6 +227,10 @@ _WARM = {"batch_warmup_epochs": (5.0, 9.0), "batch_size": 32}
             {"task": "language_model", "model": "transformer", "num_heads": 5},
             "model_width is 128; it must be a multiple of twice num_heads 5, .*; nearest: 120 or 130$",
         ),
+        (_CONTRASTIVE | {"group_size": 1}, "group_size is 1; it must be a whole number >= 2; nearest: 2"),
+        (_CONTRASTIVE | {"batch_size": 40}, "batch_size is 40; .* multiple of --group_size 16; nearest: 32 or 48$"),
+        (_CONTRASTIVE | {"group_size": 1438}, "group_size is 1438; it must be at most dataset_size 1437; nearest: 16$"),
+        (_CONTRASTIVE | _GROWING | {"max_batch_size": 100}, "max_batch_size is 100; .* --group_size 16; .* 96 or 112$"),
         ({"lr_decay_factor": 1.0}, "lr_decay_factor is 1.0; it must be greater than 1"),
         ({"lr_decay_epochs": (40.0, 20.0)}, "lr_decay_epochs is .* increasing order; nearest: 20,40"),
         ({"lr_decay_epochs": (40.0, 60.0)}, "lr_decay_epochs is .* between 0 and num_epochs 60; nearest: 40"),

@@ -217,6 +217,24 @@ def test_autoencoders_are_compared_with_the_smallest_batch(everything, read_csv)
     assert files and all(name.endswith(",examples=256,patches.json") for name in files)
 
 
+def test_contrastive_trainings_see_as_many_examples(everything, read_csv):
+    points = read_csv(everything[0] / "contrastive.csv")
+    assert all(int(row["updates"]) * int(row["batch_size"]) == int(row["examples_seen"]) for row in points)
+    assert {row["examples_seen"] for row in points if row["groups"] == "whole"} == {"64"}
+    pixels = {row["probe_loss"] for row in points if row["groups"] == "pixels"}
+    assert len(pixels) == 1 < len({row["probe_loss"] for row in points if row["groups"] == "untrained"})
+    by_key = {tuple(row[k] for k in ("groups", "batch_size", "examples_seen", "seed")): row for row in points}
+    corners = (("fixed", "32"), ("whole", "32"), ("fixed", "8"))
+    assert len({by_key[groups, size, "64", "0"]["test_loss"] for groups, size in corners}) == 3
+    table = {(row["groups"], row["batch_size"]): row for row in read_csv(everything[0] / "contrastive_table.csv")}
+    means = [
+        np.mean([float(by_key[groups, size, "64", seed]["probe_accuracy"]) for seed in ("0", "1")])
+        for groups, size in corners
+    ]
+    assert float(table["whole", "32"]["to_fixed"]) == pytest.approx(means[1] - means[0], abs=1e-5)
+    assert float(table["whole", "32"]["to_smallest"]) == pytest.approx(means[1] - means[2], abs=1e-5)
+
+
 class _Parabola:
     """A study whose test loss is a parabola of the log learning rate with its minimum at 0.11; above 2 it diverges."""
 

@@ -15,9 +15,9 @@ import bsjax
 from bsjax import run
 from bsjax.data import ArraySource, TokenWindows
 from bsjax.engine import Engine
-from bsjax.models import CNN, ConvAutoencoder, Transformer
+from bsjax.models import CNN, MLP, ConvAutoencoder, Projector, Transformer
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification, LanguageModel, from_loss
+from bsjax.tasks import Autoencoder, Classification, Contrastive, LanguageModel, from_loss
 
 TRAIN_SIZE, TEST_SIZE = 96, 40
 RANDOM = np.random.RandomState(0)
@@ -46,6 +46,14 @@ def autoencoder():
         return image_data(size, labelled=False)
 
     return Autoencoder(ConvAutoencoder(depth=1, width=4, latent=4)), unlabelled
+
+
+def contrastive():
+    def unlabelled(size):
+        return image_data(size, labelled=False)
+
+    model = Projector(MLP(16, depth=1, width=32))
+    return Contrastive(model, group_size=4, view_noise=0.5, mean=128, std=64), unlabelled
 
 
 def language_model():
@@ -105,7 +113,7 @@ class GuardedEngine(Engine):
             return super().update(state, update, stop)
 
 
-MAKERS = [linen_classifier, autoencoder, language_model, plain_regression, nnx_model, equinox_model]
+MAKERS = [linen_classifier, autoencoder, contrastive, language_model, plain_regression, nnx_model, equinox_model]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda maker: maker.__name__)
