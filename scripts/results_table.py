@@ -87,7 +87,12 @@ def _made_by(about: dict[str, Any]) -> str:
 
 
 def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
-    """The head, and a row for each schedule; with times if each run was alone on the machine."""
+    """The head, and a row for each schedule; with times if each run was alone on the machine.
+
+    A table without schedules is shown as it is.
+    """
+    if "schedule" not in rows[0]:
+        return [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     columns = {
         "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
         "updates": lambda row: f"{int(row['updates']):,}",

@@ -1,1 +1,1 @@
-"""Numbers about runs, computed without training."""
+"""Numbers about runs. Only the advice on the batch size trains, and briefly."""

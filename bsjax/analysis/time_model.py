@@ -15,10 +15,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from bsjax.engine import layout
 from bsjax.engine.layout import StepTimes
-from bsjax.errors import InvalidArgument, check_whole
+from bsjax.errors import InvalidArgument, check_number, check_whole
 from bsjax.plan import Phase, Plan
+
+FULL_SPEED = 0.9  # the share of the best throughput at which a batch counts as using the devices
+_DOUBLINGS = 24  # of a group: the batch sizes of `throughput`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +214,42 @@ def best_num_devices(plan: Plan, device_counts: Sequence[int], costs: Costs, min
         return next(count for i, count in enumerate(counts) if not any(pays(i, j) for j in range(i + 1, len(counts))))
 
     return tuple(best(phase.batch_size) for phase in plan.phases)
+
+
+def throughput(costs: Costs, num_devices: int) -> dict[int, float]:
+    """Examples per second of whole updates, by batch size: one group of examples, and its doublings.
+
+    Args:
+      costs: of an update.
+      num_devices: D.
+
+    >>> costs = Costs(StepTimes.affine(0.0, 0.001, apply_update_s=0.004), AllReduce(0.0, 1.0), num_bytes=0)
+    >>> found = throughput(costs, num_devices=1)
+    >>> [round(found[size], 3) for size in (1, 4, 1024)]
+    [200.0, 500.0, 996.109]
+    """
+    sizes = costs.ghost_batch_size * 2 ** np.arange(_DOUBLINGS + 1)
+    plan = Plan(int(sizes[-1]), sizes, np.ones(len(sizes)), np.zeros(len(sizes)))
+    phases = predict(plan, num_devices, costs).phases
+    return {phase.phase.batch_size: phase.phase.batch_size / phase.update.seconds for phase in phases}
+
+
+def smallest_batch_size(costs: Costs, num_devices: int, share: float = FULL_SPEED) -> int:
+    """The smallest batch, by doublings of a group, whose updates run at a share of the best throughput.
+
+    Args:
+      costs: of an update.
+      num_devices: D.
+      share: in (0, 1).
+
+    >>> costs = Costs(StepTimes.affine(0.0, 0.001, apply_update_s=0.1), AllReduce(0.0, 1.0), num_bytes=0)
+    >>> smallest_batch_size(costs, 1), smallest_batch_size(costs, 8)  # B / (B + 100 D) reaches 90 % at 900 D
+    (1024, 8192)
+    """
+    check_number("share", share, lambda share: 0 < share < 1, "in (0, 1)", FULL_SPEED)
+    found = throughput(costs, num_devices)
+    best = max(found.values())
+    return min(size for size, examples_per_s in found.items() if examples_per_s >= share * best)
 
 
 def _update_times(plan: Plan, costs: Costs) -> Callable[[int, int], UpdateTime]:
