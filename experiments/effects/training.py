@@ -10,6 +10,7 @@ import json
 import math
 import pathlib
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -142,7 +143,7 @@ def read(setup: Setup, training: Training, folder: pathlib.Path) -> Outcome | No
       folder: for its file.
 
     Raises:
-      InvalidArgument: the folder has a training of the same name and other settings.
+      InvalidArgument: the file is of other settings.
       RunError: the file is damaged.
     """
     path = folder / _name(setup, training)
@@ -259,14 +260,10 @@ def _chosen(train: Any, data: Data) -> ArraySource:
 
 
 def _name(setup: Setup, training: Training) -> str:
-    """Of its file: the differences from the reference, its length, where it may end earlier, and its probe."""
+    """Of its file: the differences from the reference, its length, and a checksum of everything that makes it."""
     name = f"{runs.run_name(training.config, setup.reference)},updates={training.evaluate_at[-1]}"
-    if training.target_train_loss:
-        name += f",train_loss={training.target_train_loss:g}"
-    name += f",imbalance={training.data.imbalance:g}" if training.data.imbalance > 1 else ""
-    name += ",even" if training.data.even else ""
-    name += f",examples={training.data.num_examples}" if training.data.num_examples else ""
-    return f"{name},{training.probe.name}.json" if training.probe else f"{name}.json"
+    recipe = json.dumps(_recipe(setup, training), sort_keys=True)
+    return f"{name},{zlib.crc32(recipe.encode()):08x}.json"
 
 
 def imbalanced(labels: np.ndarray, ratio: float) -> np.ndarray:
