@@ -139,10 +139,12 @@ def _start(advice: Advice) -> list[str]:
     elif not math.isfinite(critical):
         start = f"Start with the recipe's batch of {own.batch_size:,}: the noise is too large for its scale to be seen."
     else:
+        why = f"cost more than the {limit} allowed"
+        if 2 * own.batch_size <= advice.options.excess * critical:
+            why = "take the recipe's largest batch beyond the data set"
         start = (
             f"Start with the recipe's batch of {own.batch_size:,}. By the critical batch size so far it costs "
-            f"{_percent(own.batch_size / critical)} more examples than the fewest; twice the batch would cost more "
-            f"than the {limit} allowed, or hold more than the data set."
+            f"{_percent(own.batch_size / critical)} more examples than the fewest; twice the batch would {why}."
         )
     grown = "The learning rate never decays, so the batch does not grow."
     if decays(advice.recipe):

@@ -28,6 +28,7 @@ from bsjax.tasks import from_loss
 
 STEPS = optax.piecewise_constant_schedule(0.1, {6: 0.2, 9: 0.2})
 RECIPE = Recipe(STEPS, batch_size=8, dataset_size=1000, num_epochs=12)
+FULL = Recipe(0.1, batch_size=600, dataset_size=1000, num_epochs=12)
 FREE = AllReduce(0.0, math.inf)
 
 
@@ -105,6 +106,9 @@ def test_times_are_those_of_the_time_model_and_the_words_have_the_numbers():
         "to sum 4 MB at 0 s per message",
     ):
         assert words in text
+    for recipe, scale, why in ((RECIPE, 50.0, "cost more than the 20 % allowed."), (FULL, 1e6, "beyond the data set.")):
+        text = " ".join(advice_in_words.text(advise(recipe, costs, noise_of(scale))).split())
+        assert f"batch of {recipe.batch_size}. By the" in text and why in text
     # What cannot be measured is said, and then nothing is scaled.
     lost = noise_of(5.0)._replace(squares=np.array([[(-1.0, 5.0)] * 2] * 3))
     text = advice_in_words.text(advise(RECIPE, costs, lost))
