@@ -38,7 +38,7 @@ class Settings:
     num_examples: int = 0  # the first training examples; 0, all of them
     model_depth: int = 1
     model_width: int = 8
-    learning_rate: float = 0.002  # of Adam at the base batch size, where the searches begin
+    learning_rate: float = 0.004  # of Adam at the base batch size, where the searches begin
     patch_size: int = 4  # pixels of each side
 
 
@@ -271,7 +271,7 @@ CLAIM = Claim(
     "the largest batch is worse than the smallest",
     settings={
         "digits": Settings(),
-        "fashion_mnist": Settings(num_epochs=30.0, search_seeds=1, num_examples=4096, model_depth=2),
+        "fashion_mnist": Settings(num_epochs=25.0, search_seeds=1, num_examples=4096, model_depth=2),
         "cifar10": Settings((16, 64, 256, 1024), base_batch_size=64, num_epochs=30.0, model_depth=3, model_width=32),
         "quick": Settings((16, 64), 16, num_epochs=0.5, search_seeds=1, num_examples=256, model_width=2),
     },
