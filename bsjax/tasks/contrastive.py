@@ -174,7 +174,8 @@ class Contrastive(LinenTask):
     def features(self, params: Any, examples: Any) -> jax.Array:
         """The features [n, d] of whole images, which a linear probe classifies; the model has a method for them."""
         images = standardise(examples["image"], self.mean, self.std)
-        return self.model.apply({"params": params}, images, method="features")
+        features: Any = self.model.apply({"params": params}, images, method="features")
+        return features
 
 
 def _two_of_each(keys: jax.Array) -> jax.Array:
