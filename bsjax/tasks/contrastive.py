@@ -174,8 +174,8 @@ class Contrastive(LinenTask):
     def features(self, params: Any, examples: Any) -> jax.Array:
         """The features [n, d] of whole images, which a linear probe classifies; the model has a method for them."""
         images = standardise(examples["image"], self.mean, self.std)
-        found: Any = self.model.apply({"params": params}, images, method="features")
-        return found
+        features: Any = self.model.apply({"params": params}, images, method="features")
+        return features
 
 
 def _two_of_each(keys: jax.Array) -> jax.Array:

@@ -17,8 +17,9 @@ _MARGIN = 0.02
 # trained, or none.
 _FIXED, _WHOLE, _UNTRAINED, _PIXELS = "fixed", "whole", "untrained", "pixels"
 _EVAL_GROUP = 8  # for all, so that test losses have the same number of negatives
-_VIEWS: dict[str, dict[str, Any]] = {
-    "digits": {"augmentation": "crop", "crop_padding": 1},
+# Found with the seed 100, to the probe's accuracy at batch 64.
+_TASKS: dict[str, dict[str, Any]] = {
+    "digits": {"augmentation": "crop", "crop_padding": 1, "temperature": 0.5, "view_noise": 0.5},
     "signals": {"augmentation": "crop", "crop_padding": 16},
     "fashion_mnist": {"augmentation": "crop_flip", "crop_padding": 4},
     "cifar10": {"augmentation": "crop_flip", "crop_padding": 4},
@@ -34,9 +35,9 @@ class Settings:
 
     datasets: tuple[str, ...] = ("digits", "signals")
     batch_sizes: tuple[int, ...] = (16, 64, 256, 1024)
-    examples_seen: tuple[int, ...] = (4096, 16_384, 65_536)
-    num_labels: int = 100  # of the linear probe
-    learning_rate: float = 2e-3  # where the search for the smallest batch size begins
+    examples_seen: tuple[int, ...] = (8192, 32_768, 131_072)
+    num_labels: int = 500  # of the linear probe
+    learning_rate: float = 4e-3  # where the search for the smallest batch size begins
     search_seeds: int = 2
 
 
@@ -122,7 +123,7 @@ def _training(study: Study, settings: Settings, cell: Cell) -> Training:
         learning_rate=scaled(settings.learning_rate, size / smallest, "sqrt"),
         batch_size=size,
         microbatch_size="auto",
-        **_VIEWS[cell.dataset],
+        **_TASKS[cell.dataset],
     )
     probe = LinearProbe(settings.num_labels, "pixels" if cell.groups == _PIXELS else "features")
     return Training(config, (cell.examples_seen // size,), probe=probe)
@@ -252,9 +253,7 @@ CLAIM = Claim(
     "only batch × updates counts where the smallest and the largest batch are equal at all numbers of examples",
     settings={
         "digits": Settings(),
-        "fashion_mnist": Settings(
-            ("fashion_mnist",), (32, 128, 512), (32_768, 131_072), num_labels=500, search_seeds=1
-        ),
+        "fashion_mnist": Settings(("fashion_mnist",), (32, 128, 512), (32_768, 131_072), search_seeds=1),
         "cifar10": Settings(
             ("cifar10",), (64, 256, 1024, 4096), (131_072, 524_288, 2_097_152), num_labels=1000, search_seeds=2
         ),
