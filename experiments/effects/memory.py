@@ -50,7 +50,8 @@ def measure(study: Study, settings: Settings) -> Findings:
             microbatch = settings.microbatch_size if accumulates else size
             row: dict[str, Any] = {"way": way, "batch_size": size, "microbatch_size": microbatch}
             about = {**row, "repeats": settings.repeats, "fields": dict(settings.fields)}
-            found = study.kept(f"memory_{size}_{microbatch}", about, functools.partial(_measure, study, settings, row))
+            name = f"memory_{size}_{way.replace(' ', '_')}"
+            found = study.kept(name, about, functools.partial(_measure, study, settings, row))
             table.append({**row, **found})
     smallest, largest = settings.batch_sizes[0], settings.batch_sizes[-1]
     verdicts: dict[str, bool | None] = {}

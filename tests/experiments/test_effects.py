@@ -12,7 +12,7 @@ import pytest
 
 from bsjax import InvalidArgument
 from bsjax.analysis.statistics import Comparison, Interval
-from experiments.effects import claim, distance, pictures, rates, study, training, variance
+from experiments.effects import claim, distance, memory, pictures, rates, study, training, variance
 from experiments.effects.__main__ import CLAIMS
 from experiments.effects.training import Data, Outcome, Setup, Training
 from experiments.harness.control import Control
@@ -141,6 +141,26 @@ def test_the_extremes_are_really_run(everything, read_csv):
     table = {row["training"]: row for row in read_csv(everything[0] / "extremes_table.csv")}
     assert [table[name]["batch_size"] for name in ("batch 1", "full batch at equal epochs")] == ["1", "1437"]
     assert table["full batch at equal updates"]["updates"] == table["in between"]["updates"]
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10"])
+def test_each_measurement_of_memory_has_a_file_of_its_own(preset):
+    class Kept:
+        """A study that measures a byte for each example of a microbatch."""
+
+        def __init__(self):
+            self.names = []
+
+        def kept(self, name, about, measure):
+            self.names.append(name)
+            return dict.fromkeys(("xla_bytes", "measured_bytes"), about["microbatch_size"])
+
+    fake = Kept()
+    findings = memory.measure(fake, memory.CLAIM.settings[preset])
+    assert len(set(fake.names)) == len(fake.names) == len(findings.table)
+    whole, accumulated = ([way in name for name in findings.cases] for way in ("one microbatch", "accumulated"))
+    assert list(findings.cases.values()) == whole and not all(whole) and any(accumulated)
+    plt.close(findings.figure)
 
 
 def test_an_accumulated_batch_needs_the_memory_of_a_microbatch(everything, read_csv):
