@@ -236,6 +236,12 @@ def task(config: Config, dataset: Any) -> Task:
     )
 
 
+def units(config: Config) -> tuple[str, int]:
+    """What batches are counted in, and how many of them an example has: tokens for a text."""
+    is_text = config.task.task == "language_model"
+    return ("tokens", config.task.context_length) if is_text else ("examples", 1)
+
+
 def followers(config: Config) -> dict[str, float]:
     """The hyperparameters that follow the batch size, by optax's names: with --scale_adam and with --ema_decay."""
     given, found = config.optimizer, {}
@@ -313,6 +319,7 @@ def engine(
             grow_devices=devices == "auto",
             measure_noise=config.run.measure_noise or getattr(controller, "needs_noise", False),
             shard_optimizer=shard_optimizer,
+            layer_norm_noise=config.run.layer_norm_noise,
         )
 
 

@@ -236,6 +236,9 @@ class RunConfig(_Concern):
     """Run"""
 
     measure_noise: bool = field(False, "Two microbatches or more in every update, to measure the gradient noise.")
+    layer_norm_noise: bool = field(
+        False, "Measure the gradient noise of the layer normalisations from every example, whatever the microbatches."
+    )
     noise_half_life_epochs: float = field(0.5, "Half-life, in epochs, of the averages behind the gradient noise scale.")
     microbatch_size: int | str = field(
         "measure",

@@ -46,7 +46,7 @@ _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"model": _models_with("width")}, ("model_width",)),
     ({"model": _models_with("ghost_batch_size")}, ("ghost_batch_size", "batch_norm_decay")),
     ({"model": _WITH_DROPOUT}, ("dropout",)),
-    ({"task": ("language_model",)}, ("context_length",)),
+    ({"task": ("language_model",)}, ("context_length", "layer_norm_noise")),
     ({"model": _models_with("num_heads")}, ("num_heads", "positions")),
     ({"optimizer": tuple(name for name in OPTIMIZERS if name != "sgd")}, ("momentum", "scale_momentum")),
     ({"lr_schedule": ("step", "exponential")}, ("lr_decay_epochs", "lr_decay_factor")),

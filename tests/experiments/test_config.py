@@ -122,6 +122,7 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
         ("--batch_share=0.5 --controller=adabatch", "--schedule=increase_batch_size"),
         ("--controller_hysteresis=0.1", "--controller"),
         ("--min_batch_size=128", "--controller"),
+        ("--layer_norm_noise", "--task=language_model"),
     ],
 )
 def test_a_flag_that_belongs_to_another_choice_is_refused(arguments, owner):
