@@ -27,12 +27,13 @@ import numpy as np
 from experiments.harness import build, cli, figures, language_models, presets, runs, studies
 from experiments.harness.config import Config
 
-# Seesaw is the growing batch that Adam stands, see `bsjax.check_adam_stability`.
-_SEESAW = {"batch_scaling": "sqrt", "batch_share": 0.5}
+# Seesaw is the growing batch that Adam stands, see `bsjax.check_adam_stability`. The trainings are short: averages over
+# half an epoch would hide what changes.
+_OF_TEXTS = {"batch_scaling": "sqrt", "batch_share": 0.5, "noise_half_life_epochs": 0.1}
 PRESETS: dict[str, presets.Workload] = {
     **presets.PRESETS,
     **{
-        name: dataclasses.replace(workload, config=workload.config.replace(**_SEESAW))
+        name: dataclasses.replace(workload, config=workload.config.replace(**_OF_TEXTS))
         for name, workload in language_models.LANGUAGE_MODELS.items()
     },
 }
@@ -95,9 +96,9 @@ def agreement(whole: NoiseCurve, layer_norms: NoiseCurve) -> Agreement:
     if logs.shape[1] < 2:
         return Agreement(math.nan, math.nan, math.nan, math.nan)
     ratio = logs[1] - logs[0]
-    factors = np.exp([ratio.mean(), ratio.std(ddof=1), logs[0].std(ddof=1)]).tolist()
+    mean, spread, control = np.exp([ratio.mean(), ratio.std(ddof=1), logs[0].std(ddof=1)]).tolist()
     is_constant = not logs.std(axis=1).all()
-    return Agreement(*factors, math.nan if is_constant else float(np.corrcoef(logs)[0, 1]))
+    return Agreement(mean, spread, control, math.nan if is_constant else float(np.corrcoef(logs)[0, 1]))
 
 
 def outrun(epoch: np.ndarray, batch_size: np.ndarray, noise_scale: np.ndarray) -> tuple[float, float | None]:
@@ -147,7 +148,8 @@ def draw(curves: Mapping[str, NoiseCurve], unit: str = "examples") -> Any:
     right.axhline(1, color="#555555", linewidth=0.8)
     for axis in (left.yaxis, right.yaxis):
         axis.set_major_formatter("{x:,.10g}")
-    figures.legend_above(figure, left, columns=3)
+    has_pairs = any(label.endswith(LAYER_NORMS) for label in curves)
+    figures.legend_above(figure, left, columns=2 if has_pairs else 3)
     return figure
 
 

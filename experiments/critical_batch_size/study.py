@@ -79,7 +79,8 @@ PRESETS = {
         num_eval_examples=2000,
         branch_batch_size=4,
     ),
-    # Batch sizes are in windows of 64 tokens, and results in tokens. The tolerance is 0.02 nats.
+    # Batch sizes are in windows of 64 tokens, results in tokens. The tolerance is 0.02 nats. The learning rate was the
+    # better of two with seed 100.
     "shakespeare_cpu": Preset(
         _adam(
             language_models.LANGUAGE_MODELS["shakespeare_cpu"].config,
@@ -87,9 +88,9 @@ PRESETS = {
             learning_rate=4e-3,
             num_epochs=3.0,
         ),
-        target_loss=2.1,
-        batch_sizes=(4, 8, 16, 32, 64, 128, 256, 512),
-        num_eval_examples=400,
+        target_loss=2.2,
+        batch_sizes=(4, 8, 16, 32, 64, 128, 256),
+        num_eval_examples=200,
         branch_batch_size=8,
         branch_factors=(1, 2, 4, 8, 16, 32),
         branch_tolerance=0.01,
