@@ -174,6 +174,7 @@ def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float
         "constant": optax.constant_schedule(peak),
         "step": optax.piecewise_constant_schedule(peak, steps),
         "cosine": optax.cosine_decay_schedule(peak, epochs, settings.lr_end_factor),
+        "quarter_cosine": optax.cosine_decay_schedule(peak, epochs, settings.lr_end_factor, exponent=0.5),  # cos(πt/2)
         "linear": optax.linear_schedule(peak, settings.lr_end_factor * peak, epochs),
         "exponential": optax.exponential_decay(peak, epochs, 1 / total_decay),
     }[settings.lr_schedule]

@@ -11,7 +11,7 @@ from bsjax.models import AUTOENCODERS, CLASSIFIERS, LANGUAGE_MODELS, MODELS, POS
 from bsjax.optimizers import NO_SCALING_RULE, OPTIMIZERS, WITHOUT_SCALING_RULE
 from bsjax.tasks import RECONSTRUCTIONS
 
-LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
+LR_SCHEDULES = ("constant", "step", "cosine", "quarter_cosine", "linear", "exponential")
 SCHEDULES = ("decay_learning_rate", "increase_batch_size")
 MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS, "language_model": LANGUAGE_MODELS}
 MODELS_OF["contrastive"] = ("mlp",)  # those without batch normalisation
@@ -147,7 +147,7 @@ class RecipeConfig(_Concern):
     lr_decay_factor: float = field(
         5.0, "Divides the learning rate at each step; exponential reaches the same end without steps."
     )
-    lr_end_factor: float = field(0.0, "Where cosine and linear end, as a share of the learning rate, in [0, 1).")
+    lr_end_factor: float = field(0.0, "Where both cosines and linear end, as a share of the learning rate, in [0, 1).")
     warmup_epochs: float = field(0.0, "Length of the linear warm-up from 0, in epochs.")
 
     def __post_init__(self):

@@ -50,7 +50,7 @@ _OWNED: tuple[tuple[_Owners, tuple[str, ...]], ...] = (
     ({"model": _models_with("num_heads")}, ("num_heads", "positions")),
     ({"optimizer": tuple(name for name in OPTIMIZERS if name != "sgd")}, ("momentum", "scale_momentum")),
     ({"lr_schedule": ("step", "exponential")}, ("lr_decay_epochs", "lr_decay_factor")),
-    ({"lr_schedule": ("cosine", "linear")}, ("lr_end_factor",)),
+    ({"lr_schedule": ("cosine", "quarter_cosine", "linear")}, ("lr_end_factor",)),
     (_GROWS | _ADAPTS, ("max_batch_size", "batch_growth")),
     (_GROWS | {"scale_learning_rate": ()} | _WARMS, ("batch_scaling",)),
     (_GROWS | {"scale_learning_rate": (), "scale_momentum": ()} | _WARMS, ("scale_adam",)),
