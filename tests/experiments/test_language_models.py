@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
-from bsjax.data import TextDataset, cache
 from experiments.harness import build, language_models
-
-TEXT = np.random.RandomState(0).choice([1, 2], size=1300).cumsum() % 7
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A folder with the text "walk"."""
-    folder, tokens = tmp_path_factory.mktemp("data"), TEXT.astype(np.uint8)
-    cache.write(TextDataset("walk", tokens[:1200], tokens[1200:], 7, tuple("abcdefg"), 1.0), folder)
-    return folder
 
 
 @pytest.mark.parametrize(
