@@ -63,7 +63,7 @@ PRESETS = {
             batch_size=6,
             learning_rate=2e-3,
             b2=0.995,
-            **language_models.lengths(15_685, 6, 1440, warmup=144, every=1440),
+            **language_models.lengths(15_685, 6, 1248, warmup=128, every=1248),
         ),
         dataset_size=15_685,
         margins={"loss": 0.02},

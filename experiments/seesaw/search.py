@@ -72,7 +72,9 @@ def report(rows: Sequence[Mapping[str, Any]], starts: Sequence[Start], margin: f
     chosen = {start.batch_size: best(row for row in rows if row["batch_size"] == start.batch_size) for start in starts}
     for size, one in chosen.items():
         if one is None:
-            print(f"{size:,} windows: at no rate are they {FAR:g} standard deviations apart; try larger --factors")
+            known = any(np.isfinite(row["separation"]) for row in rows if row["batch_size"] == size)
+            why = f"at no rate are they {FAR:g} standard deviations apart; try larger --factors"
+            print(f"{size:,} windows: {why if known else 'a standard deviation needs two seeds or more'}")
     found = {size: row for size, row in chosen.items() if row is not None}
     for size, row in list(found.items())[1:]:
         print(_against_first(size, row, next(iter(found.values())), margin))
