@@ -9,6 +9,8 @@
   CPU, of the device's own elsewhere. Each measurement is a fresh process.
 --part=gradient_noise: time of training the digits preset's CNN with the gradient noise scale over that without it;
   batches of 128 in microbatches of 32.
+--part=layer_norm_noise: time of updates of the shakespeare_cpu preset's transformer that measure the gradient of every
+  example for the layer normalisations, over that of updates which do not; one microbatch of 12, then of 64 windows.
 --part=checkpoints: time of the digits preset with a growing batch and its default checkpoints, over that without any.
   It includes the last checkpoint, which the run waits for.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
@@ -45,11 +47,11 @@ from flax import linen as nn
 from bsjax import InvalidArgument, Plan, Recipe, run
 from bsjax.data import load_dataset
 from bsjax.engine import Engine
-from bsjax.models import AUTOENCODERS, CLASSIFIERS, create_model, ghost_batch_size_of
+from bsjax.models import AUTOENCODERS, CLASSIFIERS, Transformer, create_model, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
 from bsjax.run.noise import NoiseMeter
 
-PARTS = ("memory", "throughput", "gradient_noise", "checkpoints", "batch_size_change")
+PARTS = ("memory", "throughput", "gradient_noise", "layer_norm_noise", "checkpoints", "batch_size_change")
 _PARTS = flags.DEFINE_multi_enum(
     "part", PARTS, (*PARTS, "pytorch"), "What to measure; may be given several times. Default, all but pytorch."
 )
@@ -139,6 +141,25 @@ def measure_gradient_noise(batch_size: int = 128, microbatch_size: int = 32) -> 
 
     row = {"batch_size": batch_size, "microbatch_size": microbatch_size, **_in_turns(seconds)}
     print(f"gradient noise, batch {batch_size}: time with it over time without {_ratio(row)}", flush=True)
+    return row
+
+
+def measure_layer_norm_noise(batch_size: int) -> dict[str, Any]:
+    """Time of a transformer's updates with the noise of its layer normalisations over that without."""
+    small = {"context_length": 8, "depth": 1, "width": 8, "num_heads": 2}
+    sizes: dict[str, Any] = small if _QUICK.value else {}
+    model = Transformer(vocab_size=65, **sizes)
+    pair = [loops.LanguageModelLoop(model, batch_size, is_measuring) for is_measuring in (False, True)]
+    losses = [[loop.update(batch_size)() for _ in range(3)] for loop in pair]  # compiles, too
+    num_updates = max(1, round(_SECONDS.value / _seconds_of_one(pair[False], batch_size)))
+    turns = _in_turns(lambda is_measuring: loops.seconds_of(pair[is_measuring], batch_size, num_updates))
+    row = {
+        "batch_size": batch_size,
+        "updates_per_measurement": num_updates,
+        **turns,
+        "max_loss_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+    }
+    print(f"layer norm noise, batch {batch_size}: time with it over time without {_ratio(row)}", flush=True)
     return row
 
 
@@ -297,6 +318,8 @@ def measure() -> dict[str, Any]:
         results["throughput"] = fixed + [measure_throughput(int(size), "measure") for size in _AUTOMATIC.value]
     if "gradient_noise" in _PARTS.value:
         results["gradient_noise"] = measure_gradient_noise()
+    if "layer_norm_noise" in _PARTS.value:
+        results["layer_norm_noise"] = [measure_layer_norm_noise(size) for size in ((4,) if _QUICK.value else (12, 64))]
     if "checkpoints" in _PARTS.value:
         results["checkpoints"] = measure_checkpoints()
     if "batch_size_change" in _PARTS.value:

@@ -11,12 +11,12 @@ import optax
 from flax import linen as nn
 
 from bsjax import Update
-from bsjax.data import ArraySource, Dataset, ExampleStream, load_dataset
+from bsjax.data import ArraySource, Dataset, ExampleStream, TokenWindows, load_dataset
 from bsjax.engine import Engine
 from bsjax.engine.devices import compiler_options, first_replica
-from bsjax.models import ConvAutoencoder, ghost_batch_size_of
+from bsjax.models import ConvAutoencoder, Transformer, ghost_batch_size_of
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification
+from bsjax.tasks import Autoencoder, Classification, LanguageModel
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, BATCH_NORM_DECAY = 0.02, 0.9, 5e-4, 0.99
 
@@ -43,6 +43,27 @@ class EngineLoop:
         self.state, metrics = self.engine.update(self.state, update)
         self.examples_seen += batch_size
         return lambda: metrics.loss
+
+
+class LanguageModelLoop(EngineLoop):
+    """Updates of a transformer by the engine, of one microbatch on one device; its tokens are random."""
+
+    def __init__(self, model: Transformer, batch_size: int, layer_norm_noise: bool):
+        context, num_windows = model.context_length, 32 * batch_size
+        tokens = np.random.RandomState(0).randint(model.vocab_size, size=num_windows * context + 1).astype(np.uint8)
+        windows, task = TokenWindows(tokens, context), LanguageModel(model, context)
+        self.engine = Engine(
+            task,
+            create_optimizer("momentum"),
+            windows,
+            windows,
+            [batch_size],
+            microbatch_size=batch_size,
+            devices=jax.devices()[:1],
+            layer_norm_noise=layer_norm_noise,
+        )
+        self.state = self.engine.init()
+        self.examples_seen = 0
 
 
 class BareLoop:

@@ -14,8 +14,13 @@ import numpy as np
 import optax
 
 from bsjax.errors import InvalidArgument, TaskError
+from bsjax.gradient_noise import layer_norm_params
 from bsjax.tasks import Task
 
+_ENGINES_OWN = {
+    *("loss", "grad_norm", "weighted_grad_sq", "layer_norm_example_sq", "layer_norm_mean_sq"),
+    *("num_stops", "num_examples"),
+}
 _LIBRARIES = tuple(
     str(path)
     for path in (
@@ -56,7 +61,7 @@ def check_arguments(task: Task, tx: Any, train: Any, test: Any) -> Any:
         raise InvalidArgument("tx", tx, "an optimizer, such as optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)")
     if not hasattr(task, "losses"):
         raise InvalidArgument("task", type(task).__name__, "a task, such as bsjax.tasks.from_loss makes")
-    if taken := sorted({"loss", "grad_norm", "weighted_grad_sq", "num_stops", "num_examples"} & set(task.metrics)):
+    if taken := sorted(_ENGINES_OWN & set(task.metrics)):
         raise InvalidArgument("metrics", taken[0], "another name: the engine has a metric of this one", f"{taken[0]}_")
     for name, source in (("train", train), ("test", test)):
         if not hasattr(source, "gather"):
@@ -82,6 +87,25 @@ def check_params(params: Any) -> None:
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TaskError(f"the parameter{jax.tree_util.keystr(path)} must be of floats, not {dtype}: it is trained")
+
+
+def check_layer_norm_noise(task: Task, params: Any) -> None:
+    """Refuses to measure the gradients of examples that have none of their own, or none in a normalisation layer.
+
+    Args:
+      task: what is trained.
+      params: arrays or shapes.
+
+    Raises:
+      InvalidArgument: it cannot be measured.
+    """
+    if task.group_size > 1:
+        why = f"with group size {task.group_size}, because the examples of a group have no gradients of their own"
+    elif not layer_norm_params(params):
+        why = "with this model, because no parameter belongs to a normalisation layer by its name, as norm/scale does"
+    else:
+        return
+    raise InvalidArgument("layer_norm_noise", True, f"False {why}", False)
 
 
 def check_losses(task: Task, result: Any, size: int, batch_stats: Any, train: bool) -> tuple:

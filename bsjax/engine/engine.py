@@ -12,7 +12,7 @@ import optax
 
 from bsjax.constants import describe_constants
 from bsjax.data import ExampleStream, Source
-from bsjax.engine.contract import check_arguments, hyperparameter_names
+from bsjax.engine.contract import check_arguments, check_layer_norm_noise, hyperparameter_names
 from bsjax.engine.cost import Cost, ModelFlops, model_flops
 from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
@@ -36,7 +36,7 @@ class UpdateMetrics:
     `metrics.loss`, or any other of `names`, waits and is a float; `read` returns all of them.
 
     Attributes:
-      names: "loss", the task's metrics, "grad_norm", "weighted_grad_sq" (see `bsjax.engine.step.Steps`), and
+      names: those of `bsjax.engine.step.Steps.metrics`, such as "loss", the task's metrics and "grad_norm", and
         "num_stops": on how many devices their process wants to stop.
     """
 
@@ -80,6 +80,8 @@ class Engine:
       devices: default, all of all processes.
       grow_devices: a small batch runs on as many of the devices as make it fastest, see `bsjax.engine.layout.Layouts`.
       measure_noise: every update is to have two microbatches or more, see `bsjax.engine.layout.Layouts`.
+      layer_norm_noise: every update measures the gradient of each example for the parameters of normalisation layers,
+        whatever its microbatches, see `bsjax.gradient_noise.of_each_example`; examples must have losses of their own.
       shard_optimizer: each device keeps a share of the optimizer's state, see `bsjax.engine.shares`.
       classes: int [N], the class of each training example, for an order that spreads each class evenly over an epoch,
         see `bsjax.data.ExampleStream`; default, the order does not know of classes.
@@ -124,6 +126,7 @@ class Engine:
         measure_noise: bool = False,
         shard_optimizer: bool = False,
         classes: Any = None,
+        layer_norm_noise: bool = False,
     ):
         check_choice("examples_on", examples_on, EXAMPLES_ON)
         example = check_arguments(task, tx, train, test)
@@ -143,12 +146,14 @@ class Engine:
         # How batch sizes are laid out, and what that rests on.
         self.layout_choice = LayoutChoice(make_layouts, microbatch_size, self._measure, names)
 
-        steps = Steps(task, tx)
+        steps = Steps(task, tx, layer_norm_noise)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
         stream = ExampleStream(len(train), seed, classes)
         self._init = functools.partial(jax.jit(steps.init), init_key, example)
+        if layer_norm_noise:
+            check_layer_norm_noise(task, jax.eval_shape(self._init).params)
         self._shared = steps.shared(jax.eval_shape(self._init)) if shard_optimizer else None
-        self._metrics = ("loss", *task.metrics, "grad_norm", "weighted_grad_sq", "num_stops")
+        self._metrics = (*steps.metrics, "num_stops")
         eval_metrics = ("loss", *task.metrics, "num_examples")
         # Names of the updates' hyperparameters, and the optimizer's names of these: known from the first update on.
         self._names: dict[str, str] = {}
@@ -159,6 +164,7 @@ class Engine:
         self._programs: dict[int, Programs] = {}  # by number of devices
         self._tx, self._train, self._test, self._seed = tx, train, test, seed
         self._order = {} if classes is None else {"classes": zlib.crc32(np.asarray(classes, np.int64).tobytes())}
+        self._about_steps = {"layer_norm_noise": True} if layer_norm_noise else {}  # on which their times depend
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -303,7 +309,7 @@ class Engine:
     def _measure(self, smallest_batch_size: int) -> Measurement:
         if not self._names:
             self.check_hyperparameters({"learning_rate": 0.0, "momentum": 0.0})
-        programs, about = self._on(self.num_devices), {"optimizer": describe_constants(self._tx)}
+        programs, about = self._on(self.num_devices), {"optimizer": describe_constants(self._tx), **self._about_steps}
         sizes = smallest_batch_size, len(self._train)
         with jax.transfer_guard("allow"):  # also within an update that allows no transfer
             return step_times(self.task, programs, self.init, len(self._names) + 1, *sizes, about)

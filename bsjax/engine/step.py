@@ -14,7 +14,7 @@ import optax
 
 from bsjax.engine import shares
 from bsjax.engine.contract import check_losses, check_params, in_the_users_words
-from bsjax.gradient_noise import shard_term, squared_norm
+from bsjax.gradient_noise import layer_norm_params, of_each_example, shard_term, squared_norm, zero_offsets
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 from bsjax.optimizers import average_of
 from bsjax.tasks import Task
@@ -83,6 +83,9 @@ class Steps:
     global norm of the mean gradient (without weight decay), and `weighted_grad_sq` is
     :math:`\sum_i |s_i|^2 / n_i` over the summed gradients of all microbatches of n_i examples:
     with `grad_norm`, what `bsjax.gradient_noise.estimate` needs (0 where there is only one microbatch).
+    With `layer_norm_noise` there are two more, of the parameters of normalisation layers alone: the mean of the squared
+    norms of the examples' own gradients, `layer_norm_example_sq`, and the squared norm of their mean,
+    `layer_norm_mean_sq`; see `bsjax.gradient_noise.of_each_example`.
     Running averages take up the mean of the update's G groups with weight :math:`1 - d^G`, d being the task's
     `batch_stats_decay`.
 
@@ -90,10 +93,24 @@ class Steps:
       task: what is trained.
       tx: made by `optax.inject_hyperparams`, such as `bsjax.optimizers.create_optimizer`; the
         `hyperparams` dict given to the steps sets those of its hyperparameters.
+      layer_norm_noise: whether to measure the gradient of each example; the task's groups have one example then.
     """
 
     task: Task
     tx: optax.GradientTransformation
+    layer_norm_noise: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what an update measures."""
+        more = ("layer_norm_mean_sq",) if self.layer_norm_noise else ()
+        return ("loss", *self._means, "grad_norm", "weighted_grad_sq", *more)
+
+    @property
+    def _means(self) -> tuple[str, ...]:
+        """Names of means over examples, beside the loss."""
+        more = ("layer_norm_example_sq",) if self.layer_norm_noise else ()
+        return (*self.task.metrics, *more)
 
     def init(self, key: jax.Array, example: Any) -> TrainState:
         """The state before the first update; `example` is a pytree of arrays [1, ...]."""
@@ -116,7 +133,7 @@ class Steps:
         """An accumulator of no microbatches."""
         zero = jnp.zeros(())
         grads, group_stats = jax.tree.map(jnp.zeros_like, (state.params, state.batch_stats))
-        return Accumulator(grads, group_stats, zero, zero, dict.fromkeys(self.task.metrics, zero), zero, zero)
+        return Accumulator(grads, group_stats, zero, zero, dict.fromkeys(self._means, zero), zero, zero)
 
     def accumulate(self, accumulator: Accumulator, state: TrainState, microbatch: Microbatch) -> Accumulator:
         """Adds a microbatch; no communication."""
@@ -149,6 +166,10 @@ class Steps:
             "grad_norm": jnp.sqrt(_squared_norm(total.grads, state.params, num_shares)) / total.num_examples,
             "weighted_grad_sq": total.weighted_grad_sq,
         }
+        if self.layer_norm_noise:
+            its_grads, its_params = map(layer_norm_params, (total.grads, state.params))
+            square = _squared_norm(its_grads, its_params, num_shares)
+            metrics["layer_norm_mean_sq"] = square / total.num_examples**2
         return TrainState(params, batch_stats, opt_state), metrics
 
     def _optimize(self, params: Any, opt_state: optax.OptState, grads: Any) -> tuple[Any, optax.OptState]:
@@ -194,11 +215,20 @@ class Steps:
         return losses.astype(wide), jax.tree.map(lambda metric: metric.astype(wide), metrics), group_stats
 
     def _sums(self, state: TrainState, microbatch: Microbatch, is_shard: bool = True) -> Accumulator:
-        def summed_loss(params: Any) -> tuple[jax.Array, tuple]:
-            losses, metrics, group_stats = self._losses(params, state.batch_stats, microbatch, train=True)
+        offsets = zero_offsets(state.params, len(microbatch.weights)) if self.layer_norm_noise else {}
+
+        def losses_of(params: Any, microbatch: Microbatch) -> tuple:
+            return self._losses(params, state.batch_stats, microbatch, train=True)
+
+        def summed_loss(params: Any, offsets: dict[str, jax.Array]) -> tuple[jax.Array, tuple]:
+            each = of_each_example(losses_of, params, offsets, microbatch) if offsets else losses_of(params, microbatch)
+            losses, metrics, group_stats = each
             return (losses * microbatch.weights).sum(), (_weighted_sums(metrics, microbatch), group_stats)
 
-        (loss, (metrics, group_stats)), grads = jax.value_and_grad(summed_loss, has_aux=True)(state.params)
+        grad_fn = jax.value_and_grad(summed_loss, argnums=(0, 1), has_aux=True)
+        (loss, (metrics, group_stats)), (grads, example_grads) = grad_fn(state.params, offsets)
+        if offsets:  # of examples whose weights are 0 or 1
+            metrics["layer_norm_example_sq"] = squared_norm(example_grads).astype(loss.dtype)
         # A group counts by its real examples on this device: 1, 0 for padding, a fraction where devices share it.
         local_size = min(self.task.group_size, len(microbatch.weights))
         group_weights = microbatch.weights.reshape(-1, local_size).sum(axis=1) / self.task.group_size

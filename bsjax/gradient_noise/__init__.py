@@ -53,6 +53,9 @@ bias the result: where devices share ghosts, sum the parts before squaring.
 1/N, |G|² comes out too large by their share of tr(Σ) over N. A batch that runs over the end of an epoch is treated
 as if it did not: |G|² comes out too large by at most tr(Σ)/N.
 
+**One microbatch** is one shard, of which nothing can be estimated. But where the gradient of each *example* is known,
+each is a shard: `of_each_example` gives those for the parameters of normalisation layers, which are nearly free.
+
 **Float32** costs digits only where a shard is much larger than B_simple: the relative error of tr(Σ) is that
 of |s_i|² times 1 + n / (k B_simple).
 
@@ -68,6 +71,7 @@ from bsjax.gradient_noise.averages import (
     zero_averages,
 )
 from bsjax.gradient_noise.estimates import Estimate, estimate, shard_term, squared_norm
+from bsjax.gradient_noise.layer_norm import is_in_layer_norm, layer_norm_params, of_each_example, zero_offsets
 from bsjax.gradient_noise.transformation import GradientNoiseState, measure_gradient_noise
 
 __all__ = [
@@ -81,6 +85,10 @@ __all__ = [
     "gradient_noise_scale",
     "confidence_interval",
     "reason",
+    "is_in_layer_norm",
+    "layer_norm_params",
+    "zero_offsets",
+    "of_each_example",
     "GradientNoiseState",
     "measure_gradient_noise",
 ]

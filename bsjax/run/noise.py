@@ -13,8 +13,10 @@ from bsjax.run.log import ReadUpdate
 
 # Estimates are computed 256 updates at a time, or earlier if a controller asks: one by one takes three times as long.
 _UPDATES_AT_ONCE = 256
-# B_simple = trace / grad_sq in examples, its 95 % interval, and the two averages.
+# B_simple = trace / grad_sq in examples, its 95 % interval, and the two averages. Those of the parameters of
+# normalisation layers, where they are measured by themselves, have the same names with a prefix.
 _NAMES = ("gradient_noise_scale", "gradient_noise_scale_low", "gradient_noise_scale_high", "grad_sq", "grad_trace")
+_LAYER_NORM = "layer_norm_"
 
 
 class NoiseState(NamedTuple):
@@ -23,9 +25,11 @@ class NoiseState(NamedTuple):
     averages: Averages = gradient_noise.zero_averages()
     observations: tuple[Observation, ...] = ()  # those that the controller has not taken yet
     pending: tuple[ReadUpdate, ...] = ()  # updates without an estimate; none in a checkpoint
+    layer_norm: Averages = gradient_noise.zero_averages()  # of the examples' gradients, if they are measured
 
     def to_json(self) -> dict[str, Any]:
-        return {"averages": self.averages._asdict(), "observations": self.observations}
+        averages = {"averages": self.averages._asdict(), "layer_norm": self.layer_norm._asdict()}
+        return {**averages, "observations": self.observations}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "NoiseState":
@@ -33,7 +37,8 @@ class NoiseState(NamedTuple):
             Observation(Update(*update), loss, Estimate(*noise), Averages(*averages))
             for update, loss, noise, averages in value["observations"]
         )
-        return cls(Averages(**value["averages"]), tuple(observations))
+        layer_norm = Averages(**value["layer_norm"]) if "layer_norm" in value else gradient_noise.zero_averages()
+        return cls(Averages(**value["averages"]), tuple(observations), layer_norm=layer_norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,7 @@ class NoiseMeter:
 
     def estimate(self, state: NoiseState) -> NoiseState:
         """The state once every pending update has its estimate."""
-        averages, observations = state.averages, list(state.observations)
+        averages, layer_norm, observations = state.averages, state.layer_norm, list(state.observations)
         for update, metrics in state.pending:
             size, shards = update.batch_size, self.num_shards(update.batch_size)
             noise = Estimate(math.nan, math.nan, size, shards)
@@ -68,9 +73,17 @@ class NoiseMeter:
                 noise = gradient_noise.estimate(*squares, size, shards, self.dataset_size)
             if shards > 1 or averages.weight:
                 averages = gradient_noise.update_averages(averages, noise, self.half_life_examples)
+            if "layer_norm_example_sq" in metrics:
+                examples = self._of_examples(size, metrics)
+                layer_norm = gradient_noise.update_averages(layer_norm, examples, self.half_life_examples)
             if self.keep_observations:
                 observations.append(Observation(update, metrics["loss"], noise, averages))
-        return state._replace(averages=averages, observations=tuple(observations), pending=())
+        return NoiseState(averages, tuple(observations), layer_norm=layer_norm)
+
+    def _of_examples(self, size: int, metrics: Mapping[str, float]) -> Estimate:
+        """Of the normalisation layers: each example is a shard."""
+        squares = size * metrics["layer_norm_example_sq"], metrics["layer_norm_mean_sq"]
+        return gradient_noise.estimate(*squares, size, size, self.dataset_size)
 
     def observations(self, state: NoiseState, before: int) -> tuple[Sequence[Observation], NoiseState]:
         """The observations of the updates before this one, and the state without them."""
@@ -80,12 +93,7 @@ class NoiseMeter:
 
     def columns(self, state: NoiseState) -> dict[str, float | None]:
         """The averages by name, infinity as None; {} without an estimate. `state` has no pending updates."""
-        averages = state.averages
-        if averages.weight == 0:
-            return {}
-        scale, interval = gradient_noise.gradient_noise_scale(averages), gradient_noise.confidence_interval(averages)
-        numbers = zip(_NAMES, (scale, *interval, averages.grad_sq, averages.trace), strict=True)
-        return {name: float(number) if math.isfinite(number) else None for name, number in numbers}
+        return _columns(state.averages) | _columns(state.layer_norm, _LAYER_NORM)
 
     def summary(self, state: NoiseState, last: Update | None) -> dict[str, Any]:
         """The averages after the last update, or why there are none. `state` has no pending updates."""
@@ -94,4 +102,15 @@ class NoiseMeter:
             reason = "one microbatch on one device: at least two are needed"
             if self.num_shards(last.batch_size) == 0:
                 reason = "devices share ghosts, whose parts are not independent: larger microbatches are needed"
-        return {name: columns.get(name) for name in _NAMES} | {"gradient_noise_scale_reason": reason}
+        found: dict[str, Any] = dict.fromkeys(_NAMES) | columns | {"gradient_noise_scale_reason": reason}
+        if state.layer_norm.weight:
+            found[f"{_LAYER_NORM}gradient_noise_scale_reason"] = gradient_noise.reason(state.layer_norm)
+        return found
+
+
+def _columns(averages: Averages, prefix: str = "") -> dict[str, float | None]:
+    if averages.weight == 0:
+        return {}
+    scale, interval = gradient_noise.gradient_noise_scale(averages), gradient_noise.confidence_interval(averages)
+    numbers = zip(_NAMES, (scale, *interval, averages.grad_sq, averages.trace), strict=True)
+    return {prefix + name: float(number) if math.isfinite(number) else None for name, number in numbers}

@@ -48,12 +48,21 @@ class ProgressLine:
         elif "test_loss" in latest:
             parts.append(f"test loss {latest['test_loss']:.4f}")
         if self.show_noise:
-            scale = latest.get("gradient_noise_scale")
-            parts.append("noise scale unknown" if scale is None else f"noise scale {scale:,.0f}")
+            parts.append(self._noise(latest))
         if speed := latest.get("examples_per_second"):
             seconds = max(0, self.num_examples - latest["examples_seen"]) / speed
             parts += [f"{speed * self.units_per_example:,.0f} {self.unit}/s", f"{_clock(seconds)} left"]
         return "  ".join(parts)
+
+    def _noise(self, latest: Mapping[str, Any]) -> str:
+        """The gradient noise scale; that of the normalisation layers where they alone are measured."""
+        name, text = "gradient_noise_scale", "noise scale"
+        if name not in latest and f"layer_norm_{name}" in latest:
+            name, text = f"layer_norm_{name}", "layer norms' noise scale"
+        if (scale := latest.get(name)) is None:
+            return f"{text} unknown"
+        units = f" ({scale * self.units_per_example:,.0f} {self.unit})" if self.units_per_example > 1 else ""
+        return f"{text} {scale:,.0f}{units}"
 
 
 class Progress:

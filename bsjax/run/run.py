@@ -216,14 +216,15 @@ class Run:
 
     def _write_summary(self, **outcome: Any) -> dict[str, Any]:
         where = self.state.log
-        noise = self._noise.estimate(self.state.noise)
+        noise = self._noise.summary(self._noise.estimate(self.state.noise), where.last)
         summary = {
             **outcome,
             "num_updates": where.num_updates,
             "examples_seen": where.examples_seen,
             "branch_examples": where.branch_examples,
             "final_train_loss": where.train_loss,
-            **self._noise.summary(noise, where.last),
+            **noise,
+            **self._in_units(noise),
             **self._speeds(where.examples_seen - where.start),
             **self._cost.summary(where.examples_seen - where.start, self._timer.training_s),
             **self._timer.totals(),
@@ -234,6 +235,13 @@ class Run:
             write_json(self._workdir / "summary.json", summary)
         barrier("the summary is written")
         return summary
+
+    def _in_units(self, noise: Mapping[str, Any]) -> dict[str, float | None]:
+        """The noise scales in what people count, where an example has several of them, such as tokens."""
+        task, names = self._engine.task, [name for name in noise if name.endswith("noise_scale")]
+        if task.units_per_example == 1:
+            return {}
+        return {f"{name}_{task.unit}": noise[name] and noise[name] * task.units_per_example for name in names}
 
     def _speeds(self, num_examples: int) -> dict[str, float]:
         """Examples, and what people count where an example has several, such as tokens, per second of training."""

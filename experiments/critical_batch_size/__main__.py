@@ -1,6 +1,7 @@
 """The critical batch size, by three definitions, and the gradient noise scale beside them.
 
     python -m experiments.critical_batch_size --preset=digits --seeds=5 --workdir=runs/critical_batch_size_digits
+    python -m experiments.critical_batch_size --preset=shakespeare_cpu --seeds=3 --workdir=runs/critical_batch_size_text
 
 Trains to a target test loss at each batch size, with a constant learning rate from a new search on a grid.
 Above: steps against the batch size, with linear scaling from the batch size of fewest examples, the hyperbola
@@ -10,6 +11,7 @@ Bars and bands are 95 % intervals over seeds, and triangles the ends of bars tha
 table has points where no branch loses anything.
 
 The gradient noise scale is measured at the point's parameters, from 2,048 examples, by updates with learning rate 0.
+A language model is a small transformer with Adam, --batch_sizes are in windows of text, and all results in tokens.
 
 One minute on two CPU cores, and four with --preset=fashion_mnist. Of digits, to test loss 0.1:
 
@@ -39,7 +41,7 @@ from bsjax.noise import scaling_exponent
 from experiments.critical_batch_size import branched_training, target_loss
 from experiments.critical_batch_size.study import PRESETS, Study, define_flags, study_from_flags
 from experiments.critical_batch_size.target_loss import Search, geometric_mean
-from experiments.harness import cli, figures, pool, studies
+from experiments.harness import build, cli, figures, pool, studies
 from experiments.harness.config import Config
 from experiments.harness.pool import SideBySide
 
@@ -67,29 +69,32 @@ def main() -> None:
             )
         branches = branch_all(study, searches, side_by_side)
     steps = np.array([search.steps for search in reached]).T
-    sizes = np.array([search.batch_size for search in reached])
+    unit, units_per_example = build.units(study.preset.config)
+    sizes = units_per_example * np.array([search.batch_size for search in reached])
     fit = fit_pareto(steps, sizes * steps)
     twenty = interval_over_seeds(lambda seeds: twenty_percent_batch_size(sizes, geometric_mean(seeds)), steps)
-    along = branched_training.along_training(branches.measured, branches.batch_sizes, study.preset.branch_tolerance)
+    along = branched_training.along_training(
+        branches.measured, branches.batch_sizes, study.preset.branch_tolerance, units_per_example
+    )
 
-    rows = _rows(searches, fit)
+    rows = _rows(searches, fit, units_per_example)
     quantities = {
         "S_min, steps": fit.min_steps,
-        "E_min, examples": fit.min_examples,
+        f"E_min, {unit}": fit.min_examples,
         "B_crit = E_min / S_min": fit.critical_batch_size,
         "20 % above linear scaling": twenty,
         "the same of the fit": Interval(*(0.2 * x + 1.2 * float(sizes[0]) for x in fit.critical_batch_size)),
     }
     _print(study, rows, quantities, fit, along, branches)
-    figure = _draw(sizes, steps, fit, twenty, along)
+    figure = _draw(sizes, steps, fit, twenty, along, unit)
     residual = {"rms residual of log steps": Interval(fit.rms_residual, math.nan, math.nan)}
     table = [
         dict(zip(("quantity", "value", "low", "high"), (name, *_csv(name, interval).values()), strict=True))
         for name, interval in (quantities | residual).items()
     ]
-    studies.write_csv(study.workdir / f"{_NAME}_search.csv", _search_rows(searches))
-    studies.write_csv(study.workdir / f"{_NAME}_along_training.csv", _along_rows(along, branches))
-    figures.save(figure, study.workdir, _NAME, rows, table)
+    studies.write_csv(study.workdir / f"{_NAME}_search.csv", _search_rows(searches, units_per_example))
+    studies.write_csv(study.workdir / f"{_NAME}_along_training.csv", _along_rows(along, branches, units_per_example))
+    figures.save(figure, study.workdir, _NAME, rows, table, unit=unit)
 
 
 def search_all(study: Study, side_by_side: SideBySide) -> list[Search]:
@@ -140,25 +145,26 @@ def branch_all(study: Study, searches: Sequence[Search], side_by_side: SideBySid
     return Branches(run, batch_sizes, side_by_side(branched_training.measure, tasks))
 
 
-def _rows(searches: Sequence[Search], fit: ParetoFit) -> list[dict[str, Any]]:
+def _rows(searches: Sequence[Search], fit: ParetoFit, units_per_example: int) -> list[dict[str, Any]]:
     rows = []
     fewest = min(one.batch_size * float(geometric_mean(one.steps)) for one in searches if one.best is not None)
     for search in searches:
-        row: dict[str, Any] = {"batch_size": search.batch_size}
+        batch_size = units_per_example * search.batch_size
+        row: dict[str, Any] = {"batch_size": batch_size}
         row |= dict.fromkeys(("learning_rate", "steps", "steps_low", "steps_high", "examples", "fewest"), "")
         if search.best is not None:
             steps = interval_over_seeds(lambda seeds: float(geometric_mean(seeds)), search.steps)
-            examples = search.batch_size * steps.value
+            examples = batch_size * steps.value
             row |= {"learning_rate": f"{search.best:g}", "examples": f"{examples:.6g}"} | _csv("steps", steps)
-            row["fewest"] = f"{examples / fewest:.4g}"
-        rows.append({**row, "fit_steps": f"{fit.steps(search.batch_size):.5g}"})
+            row["fewest"] = f"{search.batch_size * steps.value / fewest:.4g}"
+        rows.append({**row, "fit_steps": f"{fit.steps(batch_size):.5g}"})
     return rows
 
 
-def _search_rows(searches: Sequence[Search]) -> list[dict[str, Any]]:
+def _search_rows(searches: Sequence[Search], units_per_example: int) -> list[dict[str, Any]]:
     return [
         {
-            "batch_size": search.batch_size,
+            "batch_size": units_per_example * search.batch_size,
             "learning_rate": f"{rate:g}",
             "seed": trial.config.run.seed,
             "steps": f"{steps:.5g}" if (steps := trial.steps_to(search.target_loss)) else "",
@@ -171,12 +177,12 @@ def _search_rows(searches: Sequence[Search]) -> list[dict[str, Any]]:
     ]
 
 
-def _along_rows(along: Sequence[dict[str, Any]], branches: Branches) -> list[dict[str, Any]]:
-    rows = []
+def _along_rows(along: Sequence[dict[str, Any]], branches: Branches, units_per_example: int) -> list[dict[str, Any]]:
+    rows, names = [], [f"loss_{units_per_example * size}" for size in branches.batch_sizes]
     for row, *points in zip(along, *branches.measured, strict=True):
         losses = geometric_mean(np.array([point.losses for point in points]))
         intervals = _csv("branched", row["branched"]) | _csv("gradient_noise_scale", row["gradient_noise_scale"])
-        means = {f"loss_{size}": f"{loss:.5g}" for size, loss in zip(branches.batch_sizes, losses, strict=True)}
+        means = {name: f"{loss:.5g}" for name, loss in zip(names, losses, strict=True)}
         rows.append({"examples_seen": row["examples_seen"], **intervals, **means})
     return rows
 
@@ -200,26 +206,33 @@ def _print(
     branches: Branches,
 ) -> None:
     print(f"\nTo test loss {study.preset.target_loss:g}, mean of {len(study.seeds)} seeds")
-    head = ("batch size", "learning rate", "steps", "examples", "÷ fewest", "steps of the fit")
+    unit, units_per_example = build.units(study.preset.config)
+    head = ("batch size", "learning rate", "steps", unit, "÷ fewest", "steps of the fit")
     names = ("batch_size", "learning_rate", "steps", "examples", "fewest", "fit_steps")
     figures.print_table([head, *([str(row[name]) or "-" for name in names] for row in rows)])
-    largest = study.preset.batch_sizes[-1]
+    largest = units_per_example * study.preset.batch_sizes[-1]
     print(f"\n95 % intervals over {len(study.seeds)} seeds")
     figures.print_table([(name, _text(interval, largest)) for name, interval in quantities.items()])
     print(f"The fit leaves {100 * fit.rms_residual:.1f} % (root mean square, of seeds and batch sizes).")
-    largest_branch, learning_rate = branches.batch_sizes[-1], branches.run.optimizer.learning_rate
-    print(f"\nAlong a run of batch size {branches.run.recipe.batch_size}, learning rate {learning_rate:g}")
+    largest_branch, learning_rate = units_per_example * branches.batch_sizes[-1], branches.run.optimizer.learning_rate
+    batch_size = units_per_example * branches.run.recipe.batch_size
+    print(f"\nAlong a run of batch size {batch_size:,}, learning rate {learning_rate:g}")
     lines = [
         (f"{row['examples_seen']:,}", _text(row["branched"], largest_branch), _text(row["gradient_noise_scale"]))
         for row in along
     ]
     figures.print_table(
-        [("examples seen", f"branch within {100 * study.preset.branch_tolerance:g} %", "B_simple"), *lines]
+        [(f"{unit} seen", f"branch within {100 * study.preset.branch_tolerance:g} %", "B_simple"), *lines]
     )
 
 
 def _draw(
-    sizes: np.ndarray, steps: np.ndarray, fit: ParetoFit, twenty: Interval, along: Sequence[dict[str, Any]]
+    sizes: np.ndarray,
+    steps: np.ndarray,
+    fit: ParetoFit,
+    twenty: Interval,
+    along: Sequence[dict[str, Any]],
+    unit: str,
 ) -> Any:
     figure, panels = plt.subplots(2, 2, figsize=(8, 7), layout="constrained", sharey="row")
     (left, right), below = panels
@@ -233,8 +246,10 @@ def _draw(
         panel.plot(x, mean, "o", color=blue, markersize=5, label=f"mean of {len(steps)} seeds")
         panel.plot(fit_x, fit.steps(fine), color=red, label="hyperbola")
     left.plot(fine, examples.min() / fine, "--", color="grey", linewidth=1, label="linear scaling")
-    left.set(xlabel="Batch size", ylabel="Steps to the target loss", ylim=(0.7 * steps.min(), 1.4 * steps.max()))
-    right.set(xlabel="Examples to the target loss")
+    left.set(
+        xlabel=f"Batch size ({unit})", ylabel="Steps to the target loss", ylim=(0.7 * steps.min(), 1.4 * steps.max())
+    )
+    right.set(xlabel=f"{unit.capitalize()} to the target loss")
     critical = fit.critical_batch_size
     for interval, color, label in (
         (critical, red, "$B_{crit}$ and 95 % interval"),
@@ -260,8 +275,10 @@ def _draw(
         for end, beyond, marker in ((limits[0], low < limits[0], "v"), (limits[1], high > limits[1], "^")):
             [tips] = panel.plot(x[beyond], np.full(beyond.sum(), end), marker, color=color, clip_on=False)
             tips.set_in_layout(False)
-        panel.set(title=f"{title}, 95 % interval of {len(steps)} seeds", xlabel="Examples seen", ylim=limits)
-    below[0].set(ylabel="Batch size")
+        panel.set(
+            title=f"{title}, 95 % interval of {len(steps)} seeds", xlabel=f"{unit.capitalize()} seen", ylim=limits
+        )
+    below[0].set(ylabel=f"Batch size ({unit})")
     for panel in panels.flat:
         panel.set(xscale="log", yscale="log")
         for axis in (panel.xaxis, panel.yaxis):

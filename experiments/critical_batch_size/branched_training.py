@@ -127,7 +127,7 @@ def gradient_noise(engine: Engine, state: TrainState, seen: int, batch_size: int
 
 
 def along_training(
-    measured: Sequence[Sequence[Point]], batch_sizes: Sequence[int], tolerance: float
+    measured: Sequence[Sequence[Point]], batch_sizes: Sequence[int], tolerance: float, units_per_example: int = 1
 ) -> list[dict[str, Any]]:
     """The local critical batch size and the gradient noise scale at each point, with intervals over seeds.
 
@@ -137,6 +137,7 @@ def along_training(
       measured: points of each seed.
       batch_sizes: of the branches.
       tolerance: see `bsjax.analysis.critical_batch.branched_batch_size`.
+      units_per_example: such as the tokens of a window, in which all results are counted.
 
     Returns:
       For each point: examples_seen, and two `Interval`s, branched and gradient_noise_scale.
@@ -147,15 +148,15 @@ def along_training(
         noise = np.array([(point.grad_sq, point.trace) for point in points])
 
         def branched(seeds: np.ndarray) -> float:
-            return branched_batch_size(batch_sizes, geometric_mean(seeds), tolerance)
+            return units_per_example * branched_batch_size(batch_sizes, geometric_mean(seeds), tolerance)
 
         def noise_scale(seeds: np.ndarray) -> float:
             grad_sq, trace = seeds.mean(axis=0)
-            return trace / grad_sq if grad_sq > 0 else math.inf
+            return units_per_example * trace / grad_sq if grad_sq > 0 else math.inf
 
         rows.append(
             {
-                "examples_seen": points[0].examples_seen,
+                "examples_seen": units_per_example * points[0].examples_seen,
                 "branched": interval_over_seeds(branched, losses),
                 "gradient_noise_scale": interval_over_seeds(noise_scale, noise),
             }

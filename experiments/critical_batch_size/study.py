@@ -12,7 +12,7 @@ from absl import flags
 from bsjax.errors import InvalidArgument, check_choice, check_whole
 from experiments.critical_batch_size import target_loss
 from experiments.critical_batch_size.target_loss import Setup
-from experiments.harness import build, config_flags, control, presets, studies
+from experiments.harness import build, config_flags, control, language_models, presets, studies
 from experiments.harness.config import CONCERNS, Config, field
 from experiments.harness.pool import default_jobs
 
@@ -20,7 +20,7 @@ from experiments.harness.pool import default_jobs
 _VARIED = (
     *("batch_size", "seed", "schedule", "lr_schedule", "lr_decay_epochs", "lr_decay_factor", "warmup_epochs"),
     *("scale_learning_rate", "scale_momentum", "max_batch_size", "batch_growth", "batch_share"),
-    *("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs", "measure_noise"),
+    *("eval_every_epochs", "log_every_epochs", "noise_half_life_epochs", "measure_noise", "layer_norm_noise"),
     *(one.name for one in dataclasses.fields(CONCERNS["controller"])),
 )
 
@@ -55,6 +55,14 @@ def _plain(config: Config, **values: Any) -> Config:
     return config.replace(**plain, **values)
 
 
+def _adam(config: Config, **values: Any) -> Config:
+    """A small transformer, which plain SGD hardly trains, with Adam: without weight decay and clipping; learning rates
+    scale with the root of the batch."""
+    small: dict[str, Any] = {"model_depth": 2, "model_width": 64, "num_heads": 2, "optimizer": "adam"}
+    small |= {"weight_decay": 0.0, "max_grad_norm": None, "lr_schedule": "constant", "warmup_epochs": 0.0}
+    return config.replace(**small, batch_scaling="sqrt", **values)
+
+
 PRESETS = {
     "digits": Preset(
         _plain(Config(), batch_size=8, learning_rate=0.1, num_epochs=60.0),
@@ -70,6 +78,22 @@ PRESETS = {
         batch_sizes=(2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
         num_eval_examples=2000,
         branch_batch_size=4,
+    ),
+    # Batch sizes are in windows of 64 tokens, results in tokens. The tolerance is 0.02 nats. The learning rate was the
+    # better of two with seed 100.
+    "shakespeare_cpu": Preset(
+        _adam(
+            language_models.LANGUAGE_MODELS["shakespeare_cpu"].config,
+            batch_size=16,
+            learning_rate=4e-3,
+            num_epochs=3.0,
+        ),
+        target_loss=2.2,
+        batch_sizes=(4, 8, 16, 32, 64, 128, 256),
+        num_eval_examples=200,
+        branch_batch_size=8,
+        branch_factors=(1, 2, 4, 8, 16, 32),
+        branch_tolerance=0.01,
     ),
 }
 

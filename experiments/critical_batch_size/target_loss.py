@@ -16,7 +16,7 @@ import numpy as np
 
 from bsjax import Plan, Update
 from bsjax.analysis.critical_batch import steps_to_target
-from bsjax.data import ArraySource, load_dataset
+from bsjax.data import ArraySource, TextDataset
 from bsjax.engine import Engine
 from bsjax.run import identity
 from bsjax.run.metrics import read_json, write_json
@@ -78,15 +78,22 @@ class Search(NamedTuple):
 def create_engine(setup: Setup, seed: int) -> tuple[Engine, float]:
     """An engine for all batch sizes and learning rates, and the momentum."""
     config = setup.config.replace(batch_size=setup.batch_sizes[0], seed=seed)
-    dataset = load_dataset(config.data.dataset, setup.control.data_dir)
-    test = ArraySource(dataset.test.gather(np.arange(min(setup.num_eval_examples, len(dataset.test)))))
-    dataset = dataclasses.replace(dataset, test=test)
+    dataset = _with_first_tests(build.dataset(config, setup.control.data_dir), setup.num_eval_examples)
     size, batch_sizes = len(dataset.train), np.array(setup.batch_sizes)
     first = build.recipe(config, size).plan()[0]
     plan = Plan(size, batch_sizes, np.full(len(batch_sizes), first.learning_rate), np.zeros(len(batch_sizes)))
     control = setup.control
     engine = build.engine(config, dataset, plan, control.images_on, control.devices, control.shard_optimizer)
     return engine, first.momentum
+
+
+def _with_first_tests(dataset: Any, count: int) -> Any:
+    """The data set with only the first of its test examples."""
+    count = min(count, len(dataset.test))
+    if isinstance(dataset, TextDataset):
+        tokens = dataset.test_tokens[: count * dataset.context_length + 1]
+        return dataclasses.replace(dataset, test_tokens=tokens, fingerprints=(dataset.fingerprints[0], None))
+    return dataclasses.replace(dataset, test=ArraySource(dataset.test.gather(np.arange(count))))
 
 
 def train(setup: Setup, config: Config, target_loss: float, max_steps: int, folder: pathlib.Path) -> Trial:

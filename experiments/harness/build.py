@@ -174,6 +174,7 @@ def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float
         "constant": optax.constant_schedule(peak),
         "step": optax.piecewise_constant_schedule(peak, steps),
         "cosine": optax.cosine_decay_schedule(peak, epochs, settings.lr_end_factor),
+        "quarter_cosine": optax.cosine_decay_schedule(peak, epochs, settings.lr_end_factor, exponent=0.5),  # cos(πt/2)
         "linear": optax.linear_schedule(peak, settings.lr_end_factor * peak, epochs),
         "exponential": optax.exponential_decay(peak, epochs, 1 / total_decay),
     }[settings.lr_schedule]
@@ -234,6 +235,12 @@ def task(config: Config, dataset: Any) -> Task:
         decay,
         settings.crop_padding,
     )
+
+
+def units(config: Config) -> tuple[str, int]:
+    """What batches are counted in, and how many of them an example has: tokens for a text."""
+    is_text = config.task.task == "language_model"
+    return ("tokens", config.task.context_length) if is_text else ("examples", 1)
 
 
 def followers(config: Config) -> dict[str, float]:
@@ -313,6 +320,7 @@ def engine(
             grow_devices=devices == "auto",
             measure_noise=config.run.measure_noise or getattr(controller, "needs_noise", False),
             shard_optimizer=shard_optimizer,
+            layer_norm_noise=config.run.layer_norm_noise,
         )
 
 

@@ -11,7 +11,7 @@ from bsjax.models import AUTOENCODERS, CLASSIFIERS, LANGUAGE_MODELS, MODELS, POS
 from bsjax.optimizers import NO_SCALING_RULE, OPTIMIZERS, WITHOUT_SCALING_RULE
 from bsjax.tasks import RECONSTRUCTIONS
 
-LR_SCHEDULES = ("constant", "step", "cosine", "linear", "exponential")
+LR_SCHEDULES = ("constant", "step", "cosine", "quarter_cosine", "linear", "exponential")
 SCHEDULES = ("decay_learning_rate", "increase_batch_size")
 MODELS_OF = {"classification": CLASSIFIERS, "autoencoder": AUTOENCODERS, "language_model": LANGUAGE_MODELS}
 MODELS_OF["contrastive"] = ("mlp",)  # those without batch normalisation
@@ -147,7 +147,7 @@ class RecipeConfig(_Concern):
     lr_decay_factor: float = field(
         5.0, "Divides the learning rate at each step; exponential reaches the same end without steps."
     )
-    lr_end_factor: float = field(0.0, "Where cosine and linear end, as a share of the learning rate, in [0, 1).")
+    lr_end_factor: float = field(0.0, "Where both cosines and linear end, as a share of the learning rate, in [0, 1).")
     warmup_epochs: float = field(0.0, "Length of the linear warm-up from 0, in epochs.")
 
     def __post_init__(self):
@@ -236,6 +236,9 @@ class RunConfig(_Concern):
     """Run"""
 
     measure_noise: bool = field(False, "Two microbatches or more in every update, to measure the gradient noise.")
+    layer_norm_noise: bool = field(
+        False, "Measure the gradient noise of the layer normalisations from every example, whatever the microbatches."
+    )
     noise_half_life_epochs: float = field(0.5, "Half-life, in epochs, of the averages behind the gradient noise scale.")
     microbatch_size: int | str = field(
         "measure",

@@ -62,6 +62,15 @@ _LOOKS: dict[str, tuple[str, Any, float, str]] = {
     "Control: grown and decayed": ("#777777", (0, (4, 1, 1, 1)), 1.0, "2"),
     "Control: grown twice too much": ("#999999", (0, (3, 3)), 1.0, "+"),
 }
+# Of the studies of language models, in these orders.
+_ORDERED = (
+    ("Cosine decay", "Seesaw", "Linear rule, rate held", "Square-root rule, rate held", "Batch warm-up"),
+    ("rate ∝ √κ", "rate held", "rate ∝ κ"),
+    ("rate ∝ √κ", "√κ, b2 follows", "√κ, eps follows", "√κ, weight decay follows", "√κ, all follow"),
+)
+_LOOKS |= {
+    label: (COLORS[i], DASHES[i], 2.6 - 0.3 * i, MARKERS[i]) for labels in _ORDERED for i, label in enumerate(labels)
+}
 _MORE_COLORS = ("#56B4E9", "#8C564B", "#882255", "#999933", "#332288")
 _CLOCKS = {"epoch": "Epochs", "update": "Parameter updates"}
 _GREY = "#555555"
@@ -127,9 +136,9 @@ def is_control(label: str) -> bool:
     return label.startswith("Control")
 
 
-def define_flags() -> None:
-    """Defines the flags of a figure with controls."""
-    studies.define_flags()
+def define_flags(**options: Any) -> None:
+    """Defines the flags of a figure with controls; options are those of `studies.define_flags`."""
+    studies.define_flags(**options)
     flags.DEFINE_bool("controls", True, "Also train and show the runs that the figure is compared with.")
 
 

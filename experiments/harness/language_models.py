@@ -6,7 +6,7 @@ from experiments.harness.config import Config
 from experiments.harness.presets import Workload
 
 
-def _lengths(dataset_size: int, batch_size: int, num_updates: int, warmup: int, every: int) -> dict[str, float]:
+def lengths(dataset_size: int, batch_size: int, num_updates: int, warmup: int, every: int) -> dict[str, float]:
     """The epochs of so many updates, with an evaluation, and ten log lines, every so many of them."""
     epochs = batch_size / dataset_size
     return {
@@ -41,7 +41,7 @@ LANGUAGE_MODELS = {
             model_width=128,
             num_heads=4,
             batch_size=12,
-            **_lengths(15_685, 12, 2000, warmup=100, every=500),
+            **lengths(15_685, 12, 2000, warmup=100, every=500),
         ),
         dataset_size=15_685,
     ),
@@ -56,7 +56,7 @@ LANGUAGE_MODELS = {
             dropout=0.2,
             dtype="bfloat16",
             batch_size=64,
-            **_lengths(3_921, 64, 5000, warmup=100, every=250),
+            **lengths(3_921, 64, 5000, warmup=100, every=250),
         ),
         dataset_size=3_921,
     ),
@@ -74,7 +74,7 @@ LANGUAGE_MODELS = {
             learning_rate=6e-4,
             b2=0.95,
             batch_size=512,
-            **_lengths(9_765_625, 512, 19_073, warmup=700, every=1000),
+            **lengths(9_765_625, 512, 19_073, warmup=700, every=1000),
         ),
         dataset_size=9_765_625,
     ),

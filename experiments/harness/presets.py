@@ -8,6 +8,7 @@ from experiments.harness.config import Config
 
 ORIGINAL = "Original training schedule"
 CONSTANT = "Control: constant learning rate"
+FEW_UPDATES = "Control: as few updates, small batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,20 +18,22 @@ class Workload:
     Attributes:
       config: the recipe.
       dataset_size: N, so that plans need no data.
+      margins: of each metric, the largest difference that does not matter; named before the runs.
     """
 
     config: Config
     dataset_size: int
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Workload):
     """A data set's recipe (the paper's "decaying learning rate"), and the values that the figures vary.
 
     Attributes:
       config: the recipe.
       dataset_size: N, so that plans need no data.
-      margins: of each metric, the largest difference that does not matter; named before the runs.
+      margins: see `Workload`.
       test_size: of the test set; an accuracy takes steps of its inverse.
       hybrid_max_batch_size: cap of the *hybrid* schedule of Section 5.1.
       max_batch_size: cap of Section 5.2's schedules.
@@ -45,7 +48,6 @@ class Preset(Workload):
 
     hybrid_max_batch_size: int
     max_batch_size: int
-    margins: dict[str, float] = dataclasses.field(default_factory=dict)
     test_size: int = 10_000
     growing_max_batch_size: int | None = None
     sgd_learning_rate: float = 0.1
@@ -205,7 +207,7 @@ def controls(preset: Preset, config: Config) -> dict[str, Config]:
     growing = section_5_2(preset, config)["Increasing batch size"]
     found = {
         CONSTANT: config.replace(lr_schedule="constant"),
-        "Control: as few updates, small batch": _shortened(preset, config, growing),
+        FEW_UPDATES: shortened(preset, config, growing),
     }
     if config.recipe.lr_schedule in ("step", "exponential"):
         factor, share = config.recipe.lr_decay_factor, config.conversion.batch_share
@@ -215,7 +217,7 @@ def controls(preset: Preset, config: Config) -> dict[str, Config]:
     return found
 
 
-def _shortened(preset: Preset, config: Config, growing: Config) -> Config:
+def shortened(preset: Workload, config: Config, growing: Config) -> Config:
     """The recipe with all its epochs shortened alike, to as many updates as another plan has."""
     # Of another data set, the size is not known yet; it hardly changes the ratio of updates.
     size = preset.dataset_size if config.data == preset.config.data else 100_000

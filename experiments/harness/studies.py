@@ -5,20 +5,20 @@ import dataclasses
 import io
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
 from bsjax.engine.devices import is_first_process
-from bsjax.errors import check_whole
+from bsjax.errors import check_choice, check_whole
 from bsjax.run import identity
 from bsjax.run import workdir as workdirs
 from bsjax.run.metrics import read_metrics, read_summary, write_whole
 from experiments.harness import build, config_flags, control, presets, runs
 from experiments.harness.config import CONCERNS, Config
 
-# The figures set these themselves.
+# The figures of the paper set these themselves.
 _VARIED = ("optimizer", "momentum", "schedule", "scale_learning_rate", "scale_momentum", "max_batch_size", "seed")
 _CONTROLLERS_OWN = ("controller", "controller_options", "min_batch_size")
 # Columns of summary.csv, before and after those of the task's metrics, and of metrics.csv, before them.
@@ -31,7 +31,7 @@ _GROUP = "Study"
 class Study(NamedTuple):
     """The settings of a figure and its runs."""
 
-    preset: presets.Preset
+    preset: Any  # a presets.Workload; of the paper's figures, a presets.Preset
     config: Config  # the preset's, with the flags that were set
     workdir: pathlib.Path
     seeds: range
@@ -39,16 +39,23 @@ class Study(NamedTuple):
     control: control.Control
 
 
-def define_flags(preset: str = "digits", controllers: bool = False) -> None:
-    """Defines --preset, --workdir, --seeds, --jobs, and the flags of a run that figures do not vary.
+def define_flags(
+    preset: str = "digits",
+    controllers: bool = False,
+    choices: Iterable[str] = presets.PRESETS,
+    varied: Collection[str] = _VARIED,
+) -> None:
+    """Defines --preset, --workdir, --seeds, --jobs, and the flags of a run that the script does not vary.
 
     Args:
       preset: the default preset.
       controllers: whether some runs have a controller, so that its settings are flags.
+      choices: of --preset.
+      varied: the fields of a run that the script sets itself.
     """
-    define_study_flags(preset, presets.PRESETS)
+    define_study_flags(preset, choices)
     of_controllers = [field.name for field in dataclasses.fields(CONCERNS["controller"])]
-    config_flags.define_flags(except_for=(*_VARIED, *(_CONTROLLERS_OWN if controllers else of_controllers)))
+    config_flags.define_flags(except_for=(*varied, *(_CONTROLLERS_OWN if controllers else of_controllers)))
     control.define_flags()
 
 
@@ -62,9 +69,9 @@ def define_study_flags(preset: str, choices: Iterable[str]) -> None:
     flags.DEFINE_integer("jobs", None, jobs, module_name=_GROUP)
 
 
-def study_from_flags() -> Study:
-    """The study that the command line describes; its folder is not made yet."""
-    preset, (seeds, jobs) = presets.get(flags.FLAGS.preset), seeds_and_jobs_from_flags()
+def study_from_flags(choices: Mapping[str, presets.Workload] = presets.PRESETS) -> Study:
+    """The study that the command line describes, with one of some presets; its folder is not made yet."""
+    preset, (seeds, jobs) = choices[check_choice("preset", flags.FLAGS.preset, choices)], seeds_and_jobs_from_flags()
     config = config_flags.config_from_flags(preset.config)
     workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
     identity.is_claimed(workdir, "study")

@@ -58,16 +58,17 @@ def jobs_of(study: Study) -> int:
 
 
 def print_results(
-    results: dict[str, list[runs.Result]], study: Study | None = None, **extra: Any
+    results: dict[str, list[runs.Result]], study: Study | None = None, metric: str | None = None, **extra: Any
 ) -> list[dict[str, Any]]:
     """Prints a table of the results, and returns it with more columns and full precision for a CSV file.
 
     Args:
       results: of each schedule, with the same seeds. The others are compared with the first one.
       study: its preset has the margins, without which there is no verdict.
+      metric: to show and compare; default, that of the task.
       **extra: further columns of the CSV file.
     """
-    metric, original = metric_of(results), next(iter(results.values()))
+    metric, original = metric or metric_of(results), next(iter(results.values()))
     margin, name = margin_of(study, metric), f"final_test_{metric}"
     rows, printed = [], []
     for label, group in results.items():

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from bsjax.data import TextDataset, cache
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,12 @@ def read_csv():
             return list(csv.DictReader(file))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with the text "walk", 1,200 tokens to train on and 100 to test on, of seven different ones."""
+    folder = tmp_path_factory.mktemp("data")
+    tokens = (np.random.RandomState(0).choice([1, 2], size=1300).cumsum() % 7).astype(np.uint8)
+    cache.write(TextDataset("walk", tokens[:1200], tokens[1200:], 7, tuple("abcdefg"), 1.0), folder)
+    return folder

@@ -103,7 +103,7 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
         ("--context_length=32", "--task=language_model"),
         ("--num_heads=2 --task=autoencoder", "--model=transformer"),
         ("--positions=rope", "--model=transformer"),
-        ("--lr_end_factor=0.1", "--lr_schedule=cosine|linear"),
+        ("--lr_end_factor=0.1", "--lr_schedule=cosine|quarter_cosine|linear"),
         ("--model=mlp --ghost_batch_size=8", f"--model=cnn|{_RESNETS}"),
         ("--model=mlp --batch_norm_decay=0.9", f"--model=cnn|{_RESNETS}"),
         ("--lr_schedule=cosine --lr_decay_epochs=1,2", "--lr_schedule=step|exponential"),
@@ -122,6 +122,7 @@ def test_fields_left_out_have_no_flag_and_nothing_that_depends_on_them_is_refuse
         ("--batch_share=0.5 --controller=adabatch", "--schedule=increase_batch_size"),
         ("--controller_hysteresis=0.1", "--controller"),
         ("--min_batch_size=128", "--controller"),
+        ("--layer_norm_noise", "--task=language_model"),
     ],
 )
 def test_a_flag_that_belongs_to_another_choice_is_refused(arguments, owner):
@@ -349,6 +350,7 @@ def test_the_nearest_scale_is_valid(name, value, others):
         ("constant", [0.0, 0.4, 0.8, 0.8, 0.8]),
         ("step", [0.0, 0.4, 0.8, 0.4, 0.2]),
         ("cosine", [0.0, 0.4, 0.8, 0.4, 0.0]),
+        ("quarter_cosine", [0.0, 0.4, 0.8, 0.8 * 0.5**0.5, 0.0]),
         ("linear", [0.0, 0.4, 0.8, 0.4, 0.0]),
         ("exponential", [0.0, 0.4, 0.8, 0.4, 0.2]),
     ],

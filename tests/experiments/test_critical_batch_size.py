@@ -10,7 +10,7 @@ import pytest
 
 from bsjax import InvalidArgument, Update
 from bsjax.analysis.critical_batch import steps_to_target, twenty_percent_batch_size
-from bsjax.data import load_dataset
+from bsjax.data import TextDataset, cache, load_dataset
 from experiments.critical_batch_size import branched_training, study, target_loss
 from experiments.critical_batch_size.target_loss import Setup, Trial
 from experiments.harness import build
@@ -164,3 +164,22 @@ def test_a_target_that_is_not_reached_is_said(call, tmp_path):
     assert result.returncode == 1
     assert result.stdout.count("not reached") == 3
     assert re.search("^error: 0 batch sizes reached test loss 0.01 with all seeds, not three: try", result.stderr)
+
+
+def test_a_text_is_evaluated_on_its_first_windows(tmp_path):
+    tokens = (np.arange(800) % 7).astype(np.uint8)
+    cache.write(TextDataset("count", tokens, tokens[:200], 7, tuple("abcdefg"), 1.0), tmp_path)
+    small = {"dataset": "count", "context_length": 8, "model_depth": 1, "model_width": 8, "microbatch_size": "auto"}
+    config = study.PRESETS["shakespeare_cpu"].config.replace(**small)
+    control = Control(devices="1", data_dir=str(tmp_path))
+    engine, momentum = target_loss.create_engine(Setup(config, (8, 32), num_eval_examples=5, control=control), 0)
+    assert (engine.identity["train"]["examples"], engine.identity["test"]["examples"], momentum) == (99, 5, 0.9)
+
+
+def test_results_along_a_text_are_in_tokens():
+    measured = [[branched_training.Point(16, [1.0, 1.0, scale], 2.0, 6.0 * scale)] for scale in (2.0, 3.0)]
+    [plain], [tokens] = (branched_training.along_training(measured, [2, 4, 8], 0.1, size) for size in (1, 64))
+    assert (plain["examples_seen"], tokens["examples_seen"]) == (16, 1024)
+    assert plain["gradient_noise_scale"].value == pytest.approx(7.5)
+    for name in ("branched", "gradient_noise_scale"):
+        np.testing.assert_allclose(tokens[name], 64 * np.array(plain[name]), rtol=1e-12)

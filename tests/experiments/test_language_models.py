@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 
 from bsjax import InvalidArgument
-from bsjax.data import TextDataset, cache
 from experiments.harness import build, language_models
-
-TEXT = np.random.RandomState(0).choice([1, 2], size=1300).cumsum() % 7
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A folder with the text "walk"."""
-    folder, tokens = tmp_path_factory.mktemp("data"), TEXT.astype(np.uint8)
-    cache.write(TextDataset("walk", tokens[:1200], tokens[1200:], 7, tuple("abcdefg"), 1.0), folder)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -60,11 +49,12 @@ def test_data_and_task_must_fit(data_dir):
 
 
 _SMALL = ("--context_length=8", "--model_depth=1", "--model_width=16", "--num_heads=2", "--microbatch_size=4")
-_GROWS = ("--schedule=increase_batch_size", "--batch_scaling=sqrt", "--batch_share=0.5", "--measure_noise")
+_GROWS = ("--schedule=increase_batch_size", "--batch_scaling=sqrt", "--batch_share=0.5")
 
 
 def test_a_run_trains_grows_measures_noise_and_resumes_to_the_same_bits(call, data_dir, tmp_path):
-    flags = ("--preset=shakespeare_cpu", "--dataset=walk", f"--data_dir={data_dir}", *_SMALL, *_GROWS)
+    noise = ("--measure_noise", "--layer_norm_noise")
+    flags = ("--preset=shakespeare_cpu", "--dataset=walk", f"--data_dir={data_dir}", *_SMALL, *_GROWS, *noise)
     flags += ("--num_epochs=3", "--batch_size=8", "--warmup_epochs=0.2", "--dropout=0.1", "--eval_every_epochs=1")
     result = call("train", *flags, f"--workdir={tmp_path / 'whole'}")
     assert result.returncode == 0, result.stderr
@@ -76,7 +66,9 @@ def test_a_run_trains_grows_measures_noise_and_resumes_to_the_same_bits(call, da
     assert summary["final_test_perplexity"] == pytest.approx(math.exp(summary["final_test_loss"]))
     assert summary["final_test_bits_per_byte"] == pytest.approx(summary["final_test_loss"] / math.log(2), rel=1e-5)
     assert summary["tokens_per_second"] == pytest.approx(8 * summary["examples_per_second"], rel=0.01)
-    assert "gradient_noise_scale" in summary
+    for name in ("gradient_noise_scale", "layer_norm_gradient_noise_scale"):
+        assert summary[f"{name}_tokens"] == (summary[name] and 8 * summary[name])
+    assert summary["layer_norm_grad_trace"] > 0
     assert f"test perplexity {summary['final_test_perplexity']:.4f}, test loss" in result.stdout
     assert result.stdout.rstrip().endswith("tokens/s")
     assert "tokens/s" in result.stderr
@@ -87,3 +79,31 @@ def test_a_run_trains_grows_measures_noise_and_resumes_to_the_same_bits(call, da
     resumed = json.loads((tmp_path / "parts" / "summary.json").read_text())
     numbers = [name for name in summary if name.startswith("final")]
     assert {name: resumed[name] for name in numbers} == {name: summary[name] for name in numbers}
+
+
+def test_the_noise_of_a_language_model_is_in_tokens_by_both_estimates(call, read_csv, data_dir, tmp_path):
+    flags = ("--preset=shakespeare_cpu", "--dataset=walk", f"--data_dir={data_dir}", *_SMALL, "--num_epochs=1.5")
+    flags += ("--batch_size=8", "--warmup_epochs=0.1", "--log_every_epochs=0.25", "--seeds=1", "--jobs=1")
+    result = call("noise_scale", *flags, f"--workdir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    rows = read_csv(tmp_path / "noise_scale.csv")
+    labels = list(dict.fromkeys(row["schedule"] for row in rows))
+    assert labels == [
+        *("Original training schedule", "Original training schedule, layer norms"),
+        *("Increasing batch size", "Increasing batch size, layer norms"),
+    ]
+    assert {row["batch_size"] for row in rows if row["schedule"] in labels[:2]} == {"64"}  # of 8 windows of 8 tokens
+    assert max(int(row["batch_size"]) for row in rows) > 64
+
+    # The curves end where the runs' summaries do.
+    summaries = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("runs/*/summary.json")}
+    for label, summary in zip(labels[::2], (summaries[name] for name in sorted(summaries, key=len)), strict=True):
+        for end, name in (("", "gradient_noise_scale"), (", layer norms", "layer_norm_gradient_noise_scale")):
+            *_, last = (row for row in rows if row["schedule"] == label + end)
+            found = math.nan if summary[f"{name}_tokens"] is None else summary[f"{name}_tokens"]
+            assert float(last["noise_scale"]) == pytest.approx(found, rel=1e-4, nan_ok=True)
+    about = json.loads((tmp_path / "noise_scale.json").read_text())
+    assert about["unit"] == "tokens"
+    assert list(about["agreement"]) == labels[::2]
+    assert result.stdout.count("predict B_simple. Theirs is ") == 2
+    assert (tmp_path / "noise_scale.png").stat().st_size > 10_000

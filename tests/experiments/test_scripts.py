@@ -80,6 +80,22 @@ _SMALL += ("--microbatch_size=auto",)
         ("critical_batch_size", "--learning_rate_factor=1", 2, "--learning_rate_factor is 1.0; .* greater than 1"),
         ("critical_batch_size", "--target_loss=0", 2, "--target_loss is 0.0; it must be positive"),
         ("critical_batch_size", "--model=cnn", 2, "--batch_sizes is 1; .* --ghost_batch_size 8; nearest: 8"),
+        (
+            "seesaw",
+            "--preset=digits",
+            2,
+            "--preset is .digits.; it must be one of shakespeare_cpu, shakespeare; nearest: ",
+        ),
+        (
+            "seesaw",
+            "--batch_sizes=12,98",
+            2,
+            "--batch_sizes is 98; it must be a multiple of 4, .*; nearest: 96 or 100$",
+        ),
+        ("seesaw", "--batch_sizes=96,12", 2, "--batch_sizes is .96,12.; .* increasing order; nearest: 12,96$"),
+        ("seesaw", "--learning_rates=1e-3", 2, "--learning_rates is .0.001.; it must be one for each of the 2 batch"),
+        ("adam_rules", "--kappas=1,2", 2, "--kappas is .1,2.; .* at least 2, in increasing order; nearest: 2,4,8,16$"),
+        ("adam_rules", "--dataset=mine", 2, "--dataset is .mine.; "),
     ],
 )
 def test_a_wrong_flag_gives_a_line_and_no_traceback(call, tmp_path, script, arguments, code, message):

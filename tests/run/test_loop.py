@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import types
 
 import jax
 import numpy as np
@@ -258,3 +259,41 @@ def test_a_run_that_has_ended_is_not_run_again_and_not_taken_for_another(fake_ru
     train(other, PLAN, tmp_path / "decayed", show="none")
     with pytest.raises(InvalidArgument, match=r"it has optimizer.weight_decay 0.1 there, 0.2 here; choose another"):
         train(fake_engine(N, optimizer={"weight_decay": 0.2}), PLAN, tmp_path / "decayed", show="none")
+
+
+def test_the_noise_of_layer_norms_has_its_own_columns_and_survives_an_interruption(fake_engine, tmp_path):
+    """Each example is a shard. The columns are in examples; the summary has the noise scale in tokens as well."""
+
+    class Measuring(fake_engine):
+        def update(self, state, update, stop=False):
+            state, metrics = super().update(state, update, stop)
+            squares = {"layer_norm_example_sq": 6.0 + update.update % 3, "layer_norm_mean_sq": 2.0}
+            return state, types.SimpleNamespace(read=lambda: metrics.read() | squares)
+
+    def run(workdir, stops=()):
+        engine, intervals = Measuring(N), Intervals(log_every_epochs=2.5, noise_half_life_epochs=2.0)
+        engine.task = types.SimpleNamespace(metrics=("accuracy",), unit="tokens", units_per_example=64)
+        return train(engine, PLAN, workdir, intervals, iter([*stops, *[False] * 99]).__next__, show="none")
+
+    averages = gradient_noise.zero_averages()
+    for update in PLAN:
+        n = update.batch_size
+        noise = gradient_noise.estimate(n * (6.0 + update.update % 3), 2.0, n, n, N)
+        averages = gradient_noise.update_averages(averages, noise, 2 * N)
+    scale, interval = gradient_noise.gradient_noise_scale(averages), gradient_noise.confidence_interval(averages)
+    names = ("gradient_noise_scale", "gradient_noise_scale_low", "gradient_noise_scale_high", "grad_sq", "grad_trace")
+    expected = dict(zip(names, (scale, *interval, averages.grad_sq, averages.trace), strict=True))
+
+    summary = run(tmp_path / "whole")
+    assert {name: summary[f"layer_norm_{name}"] for name in names} == pytest.approx(expected, rel=1e-9)
+    assert summary["layer_norm_gradient_noise_scale_reason"] is None
+    assert summary["layer_norm_gradient_noise_scale_tokens"] == pytest.approx(64 * scale, rel=1e-9)
+    assert summary["gradient_noise_scale_tokens"] is summary["gradient_noise_scale"] is None  # of one microbatch
+    last = [line for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "train_loss" in line][-1]
+    assert {name: last[f"layer_norm_{name}"] for name in names} == pytest.approx(expected, rel=1e-6)
+
+    assert run(tmp_path / "parts", stops=[False, False, False, True]) is None
+    resumed = run(tmp_path / "parts")
+    kept = [name for name in summary if name.startswith("layer_norm")]
+    assert len(kept) == 7
+    assert {name: resumed[name] for name in kept} == {name: summary[name] for name in kept}

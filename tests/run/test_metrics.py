@@ -131,3 +131,12 @@ def test_the_noise_scale_is_shown_on_demand():
     line = ProgressLine(2000, 100, show_noise=True)
     assert line(latest).endswith("loss 0.5000  noise scale unknown")
     assert line(latest | {"gradient_noise_scale": 1234.5}).endswith("loss 0.5000  noise scale 1,234")
+
+
+def test_the_noise_scale_is_shown_in_tokens_too_and_that_of_layer_norms_if_there_is_no_other():
+    latest = {"update": 50, "examples_seen": 1000, "batch_size": 20, "learning_rate": 0.1, "train_loss": 0.5}
+    line = ProgressLine(2000, 100, unit="tokens", units_per_example=64, show_noise=True)
+    latest |= {"layer_norm_gradient_noise_scale": 10.0}
+    assert line(latest).endswith("loss 0.5000  layer norms' noise scale 10 (640 tokens)")
+    assert line(latest | {"gradient_noise_scale": 20.0}).endswith("loss 0.5000  noise scale 20 (1,280 tokens)")
+    assert line(latest | {"gradient_noise_scale": None}).endswith("loss 0.5000  noise scale unknown")

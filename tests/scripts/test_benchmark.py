@@ -54,9 +54,11 @@ def test_only_the_bare_loop_compiles_for_each_batch_size(results):
 
 def test_training_is_timed_with_and_without_the_gradient_noise_and_checkpoints(results):
     noise, checkpoints = results["gradient_noise"], results["checkpoints"]
+    [layer_norms] = results["layer_norm_noise"]
     assert (noise["batch_size"], noise["microbatch_size"]) == (128, 32)
+    assert layer_norms["max_loss_difference"] < 1e-5
     assert checkpoints["num_checkpoints"] == 1  # the last one: nothing else was due
-    for row in noise, checkpoints:
+    for row in noise, layer_norms, checkpoints:
         assert min(row["seconds"]) > 0
         assert 0 < row["ratio_quartiles"][0] <= row["ratio"] <= row["ratio_quartiles"][1]
 

@@ -1,0 +1,1 @@
+"""Seesaw and other growing batches for Adam, on a language model."""
