@@ -75,7 +75,8 @@ def verdicts(results: pathlib.Path, folders: list[str]) -> str:
             f"**{one['verdict']}** {one['detail']}".strip() if (one := its.get(folder)) else "" for folder in folders
         )
         lines.append([f"`{name}`", next(iter(its.values()))["claim"], *cells])
-    commands = dict.fromkeys(_made_by(one) for its in found.values() for one in its.values())
+    every = [re.sub(r"--claim=\w+", "--claim=NAME", _made_by(one)) for its in found.values() for one in its.values()]
+    commands = dict.fromkeys(every)
     table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     return f"{table}\n" + "\n".join(f"* {command}" for command in commands) + "\n"
 
