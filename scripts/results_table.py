@@ -77,7 +77,7 @@ def verdicts(results: pathlib.Path, folders: list[str]) -> str:
         lines.append([f"`{name}`", next(iter(its.values()))["claim"], *cells])
     every = [re.sub(r"--claim=\w+", "--claim=NAME", _made_by(one)) for its in found.values() for one in its.values()]
     commands = dict.fromkeys(every)
-    table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    table = "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n" for cells in lines)
     return f"{table}\n" + "\n".join(f"* {command}" for command in commands) + "\n"
 
 

@@ -122,14 +122,14 @@ def test_a_page_has_the_verdict_on_each_claim_from_each_folder(study, results_ta
     for folder, names in {"effects_digits": ["memory", "rules"], "effects_fashion": ["rules"]}.items():
         (study.workdir / folder).mkdir()
         for name in names:
-            one = {"claim": f"{name}?", "preset": folder[8:], "verdict": "holds", "detail": f"on {folder[8:]}"}
+            one = {"claim": f"|{name}|", "preset": folder[8:], "verdict": "holds", "detail": f"on {folder[8:]}"}
             (study.workdir / folder / f"{name}.json").write_text(json.dumps(about | one))
     mark = "<!-- verdicts: effects_digits effects_fashion (written by scripts/results_table.py) -->\n"
     page = results_table.with_tables(f"before\n{mark}old\n<!-- end of results -->\nafter\n", study.workdir)
     assert page.splitlines() == [
         *("before", mark.rstrip(), "", "|  | claim | digits | fashion |", "| --- | --- | --- | --- |"),
-        "| `memory` | memory? | **holds** on digits |  |",
-        "| `rules` | rules? | **holds** on digits | **holds** on fashion |",
+        "| `memory` | &#124;memory&#124; | **holds** on digits |  |",
+        "| `rules` | &#124;rules&#124; | **holds** on digits | **holds** on fashion |",
         *("", "* `python` (1 × cpu, 2 cores, jax 1, today)", "", "<!-- end of results -->", "after"),
     ]
 
