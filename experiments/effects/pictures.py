@@ -13,12 +13,12 @@ Series = Mapping[str, Sequence[tuple[float, Interval]]]  # by label: (batch size
 
 
 def against_batch(axes: Any, series: Series, ylabel: str, factor: float = 1.0, log: bool = False) -> None:
-    """Draws values with their intervals against the batch size, slightly apart so that bars do not cover each other."""
+    """Draws values with their intervals against the batch size."""
     for i, (label, points) in enumerate(series.items()):
         shown = [(x, interval) for x, interval in points if np.isfinite(interval.estimate)]
         if not shown:
             continue
-        x = np.array([x for x, _ in shown]) * 1.06 ** (i - (len(series) - 1) / 2)
+        x = np.array([x for x, _ in shown])
         middle, low, high = factor * np.array([interval for _, interval in shown], float).T
         known = np.isfinite(low) & np.isfinite(high)
         bars = [np.where(known, middle - low, 0), np.where(known, high - middle, 0)]
