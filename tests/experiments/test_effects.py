@@ -233,8 +233,9 @@ def test_autoencoders_are_compared_with_the_smallest_batch(everything, read_csv)
             assert float(row["ratio"]) == pytest.approx(ratio, rel=1e-3)
             difference = float(row["kept"]) - float(smallest["kept"])
             assert float(row["kept_difference"]) == pytest.approx(difference, abs=1e-5)
-    files = [path.name for path in (everything[0] / "trainings").glob("task=autoencoder*")]
-    assert files and all(name.endswith(",examples=256,patches.json") for name in files)
+    files = list((everything[0] / "trainings").glob("task=autoencoder*"))
+    recipes = [json.loads(path.read_text())["recipe"] for path in files]
+    assert {(one["data"]["num_examples"], one["probe"]["name"]) for one in recipes} == {(256, "patches")}
 
 
 def test_contrastive_trainings_see_as_many_examples(everything, read_csv):

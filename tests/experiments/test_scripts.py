@@ -72,7 +72,7 @@ _SMALL += ("--microbatch_size=auto",)
             2,
             "--microbatch_size is 12; .*ghost_batch_size 8; nearest: 8$",
         ),
-        ("critical_batch_size", "--preset=digit", 2, "--preset is 'digit'; .* one of digits, fashion_mnist; nearest"),
+        ("critical_batch_size", "--preset=digit", 2, "--preset is 'digit'; .* one of digits, .*, shakespeare_cpu; nea"),
         ("critical_batch_size", "--batch_sizes=8,x", 2, "--batch_sizes is '8,x'; .* separated by commas; nearest: 1,4"),
         ("critical_batch_size", "--batch_sizes=2,4", 2, "--batch_sizes is .2, 4.; it must be at least three; nearest"),
         ("critical_batch_size", "--branch_batch_size=3", 2, "--branch_batch_size is 3; .*--batch_sizes; nearest: 2"),
