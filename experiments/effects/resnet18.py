@@ -102,7 +102,7 @@ CLAIM = Claim(
     "are paired by seed, with 95 % intervals.",
     margin=f"{100 * _MARGIN:g} point of test accuracy; true where twice the batch is worse",
     settings={
-        "cifar100_small": Settings(num_epochs=14.0, num_examples=10_000, width=16, num_evaluations=4),
+        "cifar100_small": Settings(num_epochs=3.0, num_examples=20_000, width=16, num_evaluations=3),
         "cifar100": Settings(),
         "quick": Settings(32, 0.05, num_epochs=0.2, width=2, num_evaluations=2),
     },
