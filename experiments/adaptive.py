@@ -1,6 +1,7 @@
 """All controllers and the paper's schedules, on one task with the same recipe.
 
     python -m experiments.adaptive --preset=digits --seeds=5 --workdir=runs/adaptive
+    python -m experiments.adaptive --preset=shakespeare_cpu --seeds=3 --workdir=runs/adaptive_text
 
 Each controller gets the preset's recipe; `Plateau` and `Cabs`, which replace its decay, get a constant learning rate.
 All train for the recipe's epochs, except AdaScale, whose clock counts updates of the recipe. The table has final
@@ -8,8 +9,12 @@ accuracy, updates, examples (with those of branches) and time. The picture has a
 right, its final accuracy minus that of the original schedule with the same seed, and the 95 % interval of the mean over
 seeds. The dashed line is the recipe without any decay: what is no better than it says nothing about schedules. Within
 the shaded stripe, the preset's margin, two schedules count as equal.
+
+A language model has the recipe of `experiments.seesaw`: the smaller of its two starts, with the half cosine. Its
+schedules are the decay and Seesaw, its controllers are those of Adam, and its table has the final test loss.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -18,9 +23,49 @@ import matplotlib.pyplot as plt
 from bsjax.controllers import AdaBatchOptions, CriticalBatchOptions, GradientNoiseOptions, PlateauOptions
 from experiments.harness import cli, figures, presets, studies
 from experiments.harness.config import Config
+from experiments.seesaw import schedules as seesaw
+
+LANGUAGE_MODELS = {
+    name: dataclasses.replace(preset, config=preset.config.replace(**preset.starts[0]._asdict()))
+    for name, preset in seesaw.PRESETS.items()
+}
+PRESETS: dict[str, presets.Workload] = {**presets.PRESETS, **LANGUAGE_MODELS}
 
 
-def contestants(preset: presets.Preset, config: Config) -> dict[str, Config]:
+def contestants(preset: presets.Workload, config: Config) -> dict[str, Config]:
+    """The schedules, the recipe without its decay, and the controllers, of an image or a language model preset."""
+    return of_images(preset, config) if isinstance(preset, presets.Preset) else of_language_models(config)
+
+
+def of_language_models(config: Config) -> dict[str, Config]:
+    """The decay, Seesaw, a constant rate, and controllers whose learning rate goes with the root of the batch.
+
+    A training is less than an epoch long, so that lengths are parts of it: the averages of the noise forget half in a
+    twelfth of it, the critical batch size is measured four times.
+    """
+    num_epochs, fixed = config.recipe.num_epochs, seesaw.schedules(config)
+    base = config.replace(batch_growth=2.0, noise_half_life_epochs=float(f"{num_epochs / 12:.6g}"))
+    every, branch = float(f"{num_epochs / 4:.6g}"), 40 * config.recipe.batch_size
+    measured = {"measure_every_epochs": every, "branch_examples": branch}
+    branches = CriticalBatchOptions(bound_by_decay=True, **measured)
+    patient = PlateauOptions(factor=0.5, patience=4, accumulation_size=20)
+
+    def controlled(name: str, options: Any = None, recipe: Config = base) -> Config:
+        return recipe.replace(controller=name, controller_options=options)
+
+    return {
+        seesaw.COSINE: config,
+        seesaw.SEESAW: fixed[seesaw.SEESAW],
+        presets.CONSTANT: config.replace(lr_schedule="constant"),
+        "GradientNoise, within the decay": controlled("gradient_noise", GradientNoiseOptions(bound_by_decay=True)),
+        "GradientNoise": controlled("gradient_noise"),
+        "CriticalBatch, within the decay": controlled("critical_batch", branches),
+        "CriticalBatch": controlled("critical_batch", CriticalBatchOptions(**measured)),
+        "Plateau": controlled("plateau", patient, base.replace(lr_schedule="constant")),
+    }
+
+
+def of_images(preset: presets.Preset, config: Config) -> dict[str, Config]:
     """The paper's schedules, the recipe without its decay, and every controller."""
     batch_size = config.recipe.batch_size
     ghost = max(
@@ -79,10 +124,10 @@ def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
 
 def main() -> None:
     """Trains the missing runs, then draws the picture and prints the table."""
-    study = studies.study_from_flags()
+    study = studies.study_from_flags(PRESETS)
     results = studies.train(study, contestants(study.preset, study.config))
-    metric = figures.metric_of(results)
-    table = figures.print_results(results, study)
+    metric = figures.metric_of(results) if isinstance(study.preset, presets.Preset) else "loss"
+    table = figures.print_results(results, study, metric)
     figures.print_notes(study, table)
     scale = figures.scale_of(study, metric)
     figure = draw(table, scale)
@@ -93,5 +138,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    studies.define_flags(controllers=True)
-    cli.run(main, multihost=True)
+    studies.define_flags(controllers=True, choices=PRESETS)
+    cli.run(main, multihost=True, presets=PRESETS)

@@ -76,9 +76,9 @@ def test_adaptive(call, read_csv, tmp_path):
     assert (tmp_path / "adaptive.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS)
+@pytest.mark.parametrize("preset", adaptive.PRESETS)
 def test_every_preset_has_contestants_that_can_be_made(preset):
-    preset = presets.get(preset)
+    preset = adaptive.PRESETS[preset]
     for config in adaptive.contestants(preset, preset.config).values():
         controller = build.controller(config, preset.dataset_size)
         update, _ = controller.decide(controller.init())
