@@ -46,8 +46,8 @@ def of_language_models(config: Config) -> dict[str, Config]:
     num_epochs, fixed = config.recipe.num_epochs, seesaw.schedules(config)
     base = config.replace(batch_growth=2.0, noise_half_life_epochs=float(f"{num_epochs / 12:.6g}"))
     every, branch = float(f"{num_epochs / 4:.6g}"), 40 * config.recipe.batch_size
-    measured = {"measure_every_epochs": every, "branch_examples": branch}
-    branches = CriticalBatchOptions(bound_by_decay=True, **measured)
+    branches = CriticalBatchOptions(measure_every_epochs=every, branch_examples=branch)
+    bounded = dataclasses.replace(branches, bound_by_decay=True)
     patient = PlateauOptions(factor=0.5, patience=4, accumulation_size=20)
 
     def controlled(name: str, options: Any = None, recipe: Config = base) -> Config:
@@ -59,8 +59,8 @@ def of_language_models(config: Config) -> dict[str, Config]:
         presets.CONSTANT: config.replace(lr_schedule="constant"),
         "GradientNoise, within the decay": controlled("gradient_noise", GradientNoiseOptions(bound_by_decay=True)),
         "GradientNoise": controlled("gradient_noise"),
-        "CriticalBatch, within the decay": controlled("critical_batch", branches),
-        "CriticalBatch": controlled("critical_batch", CriticalBatchOptions(**measured)),
+        "CriticalBatch, within the decay": controlled("critical_batch", bounded),
+        "CriticalBatch": controlled("critical_batch", branches),
         "Plateau": controlled("plateau", patient, base.replace(lr_schedule="constant")),
     }
 
