@@ -9,6 +9,8 @@ that it shows, by patterns of FOLDER/NAME, and has their tables between two mark
     <!-- results: */figure? (written by scripts/results_table.py) -->
     <!-- end of results -->
 
+Of a study with a prediction, the page says whether it held.
+
 Where the first mark begins with "verdicts:" and names folders of `experiments.effects`, the table has the verdict on
 each claim, with a column for each folder.
 """
@@ -58,6 +60,7 @@ def tables(results: pathlib.Path, patterns: list[str]) -> str:
             f"{_made_by(about)}\n\n"
             + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows, about.get("jobs") == 1))
             + "".join(f"\n{note}\n" for note in _notes(rows, about.get("jobs") == 1))
+            + _predictions(about.get("predictions", {}))
         )
     return "\n".join(parts)
 
@@ -90,14 +93,16 @@ def _made_by(about: dict[str, Any]) -> str:
 def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
     """The head, and a row for each schedule; with times if each run was alone on the machine.
 
-    A table without schedules is shown as it is.
+    A table without the updates of schedules is shown as it is.
     """
-    if "schedule" not in rows[0]:
+    if not {"schedule", "updates"} <= rows[0].keys():
         return [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    groups = {name: lambda row, name=name: row[name] for name in _groups(rows[0])}
     columns = {
+        **groups,
         "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
         "updates": lambda row: f"{int(row['updates']):,}",
-        "test accuracy": _accuracy,
+        f"test {_metric(rows[0])}": _result,
         "difference": lambda row: _difference(row) if row["difference"] else "",
         "verdict": lambda row: row["verdict"],
         "seeds": lambda row: row["seeds"] + (f", {row['diverged']} diverged" if int(row["diverged"]) else ""),
@@ -118,19 +123,51 @@ def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
     return [list(columns), ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
 
 
-def _accuracy(row: dict[str, str]) -> str:
-    accuracy = f"{100 * float(row['test_accuracy_mean']):.2f}"
+def _groups(row: dict[str, str]) -> list[str]:
+    """The columns before the schedule's that say which rows are compared, such as the batch size to start with."""
+    names = list(row)
+    return [name for name in names[: names.index("schedule")] if name != "optimizer"]
+
+
+def _metric(row: dict[str, str]) -> str:
+    """The metric of a table, from its column test_METRIC_mean."""
+    return next(name for name in row if name.endswith("_mean")).removeprefix("test_").removesuffix("_mean")
+
+
+def _unit(row: dict[str, str]) -> tuple[float, int, str]:
+    """The factor, the digits and the unit in which a metric is shown."""
+    return (100.0, 2, " %") if _metric(row) == "accuracy" else (1.0, 4, "")
+
+
+def _result(row: dict[str, str]) -> str:
+    """The mean over seeds and its standard deviation."""
+    (factor, digits, unit), name = _unit(row), f"test_{_metric(row)}"
+    result = f"{factor * float(row[f'{name}_mean']):.{digits}f}"
     if int(row["seeds"]) > 1:
-        accuracy += f" ± {100 * float(row['test_accuracy_std']):.2f}"
-    return f"{accuracy} %"
+        result += f" ± {factor * float(row[f'{name}_std']):.{digits}f}"
+    return result + unit
 
 
 def _difference(row: dict[str, str]) -> str:
-    """In points, with its interval unless there is one seed only; empty where all diverged."""
-    estimate, low, high = (100 * float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+    """In points or in the metric's unit, with its interval unless there is one seed only; empty where all diverged."""
+    factor, digits, _ = _unit(row)
+    estimate, low, high = (factor * float(row[f"difference{end}"]) for end in ("", "_low", "_high"))
     if math.isnan(estimate):
         return ""
-    return f"{estimate:.2f}" + f" [{low:.2f}, {high:.2f}]" * math.isfinite(low)
+    return f"{estimate:.{digits}f}" + f" [{low:.{digits}f}, {high:.{digits}f}]" * math.isfinite(low)
+
+
+def _predictions(said: dict[str, bool | None]) -> str:
+    """Markdown of what was predicted before the runs."""
+    if not said:
+        return ""
+    words = {True: "held", False: "**did not hold**", None: "undecided with so few seeds"}
+    lines = (
+        "| predicted before the runs | |",
+        "| --- | --- |",
+        *(f"| {x} | {words[held]} |" for x, held in said.items()),
+    )
+    return "\n" + "".join(f"{line}\n" for line in lines)
 
 
 def _notes(rows: list[dict[str, str]], alone: bool) -> list[str]:
@@ -138,10 +175,13 @@ def _notes(rows: list[dict[str, str]], alone: bool) -> list[str]:
     notes = []
     if any(row.get("difference") for row in rows):
         text = "Difference: to the first row"
-        text += " of the same optimizer" if "optimizer" in rows[0] else ""
-        text += ", in points, paired by seed, with its 95 % interval."
+        same = ["optimizer"] if "optimizer" in rows[0] else _groups(rows[0])
+        text += f" of the same {' and '.join(same)}" if same else ""
+        accurate = _metric(rows[0]) == "accuracy"
+        text += f", {'in points' if accurate else 'in nats'}, paired by seed, with its 95 % interval."
         if margin := next((row["margin"] for row in rows if row["margin"]), None):
-            text += f" Verdict: equal, where the interval lies within the margin of ±{100 * float(margin):.1f} points,"
+            width = f"{100 * float(margin):.1f} points" if accurate else f"{float(margin):g} nats"
+            text += f" Verdict: equal, where the interval lies within the margin of ±{width},"
             text += " which the preset names; else different, where it excludes 0; else undecided."
         notes.append(text)
     if alone:

@@ -117,6 +117,31 @@ def test_markdown_has_differences_and_verdicts(study, results_table, jobs):
     assert "margin of ±1.0 points" in page and ("one run at a time" in page) == (jobs == 1)
 
 
+def test_markdown_of_losses_has_groups_and_predictions(study, results_table):
+    columns = ("start", "schedule", "updates", "test_loss_mean", "test_loss_std", "seeds", "diverged")
+    columns += ("difference", "difference_low", "difference_high", "verdict", "margin", "examples")
+    rows = [
+        (12, "Cosine decay", 864, 1.92361, 0.0123, 3, 0, "", "", "", "", "", 10368),
+        (12, "Seesaw", 400, 1.93, 0.01, 3, 0, 0.00655, -0.001, 0.014, "equal", 0.02, 10400),
+    ]
+    (study.workdir / "text").mkdir()
+    studies.write_csv(
+        study.workdir / "text" / "seesaw_table.csv", [dict(zip(columns, row, strict=True)) for row in rows]
+    )
+    about = {"command": "python", "devices": ["cpu"], "cores": 2, "versions": {"jax": "1"}, "date": "today"}
+    about["predictions"] = {"Seesaw is equal": True, "it is worse": False, "nothing": None}
+    (study.workdir / "text" / "seesaw.json").write_text(json.dumps(about))
+    lines = results_table.tables(study.workdir, ["*/seesaw"]).splitlines()
+    assert "| start | schedule | updates | test loss | difference | verdict | seeds |" in lines
+    assert "| 12 | Cosine decay | 864 | 1.9236 ± 0.0123 |  |  | 3 |" in lines
+    assert "| 12 | Seesaw | 400 | 1.9300 ± 0.0100 | 0.0066 [-0.0010, 0.0140] | equal | 3 |" in lines
+    assert any("of the same start, in nats" in line and "margin of ±0.02 nats" in line for line in lines)
+    assert lines[-3:] == [
+        *("| Seesaw is equal | held |", "| it is worse | **did not hold** |"),
+        "| nothing | undecided with so few seeds |",
+    ]
+
+
 def test_a_page_has_the_verdict_on_each_claim_from_each_folder(study, results_table):
     about = {"command": "python", "devices": ["cpu"], "cores": 2, "versions": {"jax": "1"}, "date": "today"}
     for folder, names in {"effects_digits": ["memory", "rules"], "effects_fashion": ["rules"]}.items():
