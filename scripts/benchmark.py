@@ -15,6 +15,8 @@
   It includes the last checkpoint, which the run waits for.
 --part=batch_size_change: compilations, as XLA counts them, and pauses in a run through eight batch sizes.
 --part=pytorch: images/s of the engine over PyTorch's, see scripts/benchmark_pytorch.py; only if it is asked for.
+--part=tokens: tokens/s of a transformer by the engine, a bare jit loop and PyTorch, see scripts/benchmark_tokens.py;
+  only if it is asked for.
 
 --accelerator measures the paper's network on an accelerator instead, see scripts/benchmark_accelerator.py.
 
@@ -37,6 +39,7 @@ from unittest import mock
 import benchmark_accelerator
 import benchmark_loops as loops
 import benchmark_pytorch
+import benchmark_tokens
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +56,8 @@ from bsjax.run.noise import NoiseMeter
 
 PARTS = ("memory", "throughput", "gradient_noise", "layer_norm_noise", "checkpoints", "batch_size_change")
 _PARTS = flags.DEFINE_multi_enum(
-    "part", PARTS, (*PARTS, "pytorch"), "What to measure; may be given several times. Default, all but pytorch."
+    *("part", PARTS, (*PARTS, "pytorch", "tokens")),
+    "What to measure; may be given several times. Default, all but pytorch and tokens.",
 )
 _MODEL = flags.DEFINE_enum("model", "cnn", (*CLASSIFIERS, *AUTOENCODERS), "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
@@ -328,6 +332,8 @@ def measure() -> dict[str, Any]:
         results["batch_size_change"] = [measure_batch_size_change(name, *phases) for name in names]
     if "pytorch" in _PARTS.value:
         results["pytorch"] = benchmark_pytorch.measure(_SECONDS.value, _REPEATS.value, _QUICK.value)
+    if "tokens" in _PARTS.value:
+        results["tokens"] = benchmark_tokens.measure(_SECONDS.value, _REPEATS.value, _QUICK.value)
     device = jax.devices()[0]
     return {"model": str(_model()), "device": device.device_kind, "jax": jax.__version__, **results}
 

@@ -25,7 +25,7 @@ from bsjax.errors import InvalidArgument, check_choice
 
 TOLERANCE, MIN_PAIRS = 1e-4, 5
 WORKER = pathlib.Path(__file__).resolve().with_name("benchmark_pytorch_worker.py")
-_WAITS: dict[str, dict[str, str]] = {"actively": {}, "passively": {"OMP_WAIT_POLICY": "PASSIVE"}}
+WAITS: dict[str, dict[str, str]] = {"actively": {}, "passively": {"OMP_WAIT_POLICY": "PASSIVE"}}
 _QUICK_CONTESTS = ("mlp 28×28", "cnn 8×8")
 
 _CHECK = flags.DEFINE_bool("check", False, "--part=pytorch: compare what the engine and PyTorch compute; time nothing.")
@@ -55,7 +55,7 @@ def measure(seconds: float, repeats: int, quick: bool) -> dict[str, Any]:
     if quick:
         names, seconds = [name for name in names if name in _QUICK_CONTESTS or len(names) < len(CONTESTS)], 0.1
         batch_sizes = batch_sizes if _BATCHES.present else [8, 128]
-    check = _Worker("check", "passively").ask(names=names, compiles=compiles)
+    check = Worker("check", "passively").ask(names=names, compiles=compiles)
     print(f"largest difference of logits {check['logits']:.1e}, of losses {check['losses']:.1e}", flush=True)
     if not all(difference <= TOLERANCE for difference in check.values()):  # also where one is NaN
         sys.exit(f"error: PyTorch computes something else than the engine, by more than {TOLERANCE:g}: {check}")
@@ -65,7 +65,7 @@ def measure(seconds: float, repeats: int, quick: bool) -> dict[str, Any]:
     results["pytorch_waits"] = waits = _faster_wait(names[0])
     print(f"PyTorch's threads wait for each other: {waits}", flush=True)
     for name in names:
-        workers = _Worker("engine"), _Worker("pytorch", waits)
+        workers = Worker("engine"), Worker("pytorch", waits)
         speed = 0.0  # images/s of both together, at the batch size before
         for batch_size in batch_sizes:
             if speed and (need := _seconds_of_row(batch_size / speed, compiles)) > _ROW_SECONDS.value:
@@ -88,8 +88,8 @@ def measure(seconds: float, repeats: int, quick: bool) -> dict[str, Any]:
 def _faster_wait(name: str) -> str:
     """How OpenMP's threads wait, "actively" for milliseconds or "passively": active suits a quiet machine only."""
     seconds = {}
-    for waits in _WAITS:
-        worker = _Worker("pytorch", waits)
+    for waits in WAITS:
+        worker = Worker("pytorch", waits)
         seconds[waits] = worker.ask(name=name, batch_size=32, compiles=False)["seconds_per_update"]
         worker.close()
     return min(seconds, key=lambda waits: seconds[waits])
@@ -101,7 +101,7 @@ def _seconds_of_row(seconds_per_pair: float, compiles: bool) -> float:
 
 
 def _measure_row(
-    workers: Sequence["_Worker"], name: str, batch_size: int, seconds: float, repeats: int, compiles: bool
+    workers: Sequence["Worker"], name: str, batch_size: int, seconds: float, repeats: int, compiles: bool
 ) -> dict[str, Any]:
     about = [worker.ask(name=name, batch_size=batch_size, compiles=compiles) for worker in workers]
     per_update = [each["seconds_per_update"] for each in about]
@@ -154,13 +154,13 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"\nLeft out: {left_out}." for left_out in results["left_out"])])
 
 
-class _Worker:
+class Worker:
     """A process that answers questions, a line of JSON each."""
 
-    def __init__(self, role: str, waits: str = "actively"):
+    def __init__(self, role: str, waits: str = "actively", program: pathlib.Path = WORKER):
         path = os.pathsep.join(filter(None, [str(WORKER.parent.parent), os.environ.get("PYTHONPATH")]))
-        env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | _WAITS[waits]
-        command = [sys.executable, str(WORKER), role]
+        env = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"} | WAITS[waits]
+        command = [sys.executable, str(program), role]
         self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **question: Any) -> dict[str, Any]:

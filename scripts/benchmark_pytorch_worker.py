@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class _EngineSide:
         self._updates, self._wait = 0, jax.block_until_ready
         self.run(1)
         microbatch_size = self._engine.layout(batch_size).microbatch_size
-        return {"seconds_per_update": _seconds_per_update(self.run), "microbatch_size": microbatch_size}
+        return {"seconds_per_update": seconds_per_update(self.run), "microbatch_size": microbatch_size}
 
     def run(self, num_updates: int) -> None:
         for _ in range(num_updates):
@@ -90,7 +90,7 @@ class _PyTorchSide:
                 failed[str(form)] = f"{type(error).__name__}: {error}".splitlines()[0]
                 print(f"{name}, {form}: {failed[str(form)]}", file=sys.stderr)
                 continue
-            trainers[form], trials[form] = self._trainer, _seconds_per_update(self.run)
+            trainers[form], trials[form] = self._trainer, seconds_per_update(self.run)
         best = min(trials, key=lambda form: trials[form])
         self._trainer = trainers[best]
         speeds = {str(form): batch_size / trial for form, trial in trials.items()} | failed
@@ -106,7 +106,7 @@ class _PyTorchSide:
             self._at += self._batch_size
 
 
-def _seconds_per_update(run: Any) -> float:
+def seconds_per_update(run: Callable[[int], None]) -> float:
     """Of the best of a few tries, after a warm-up."""
     num_updates, seconds = 1, 0.0
     while True:  # as many updates as fill a trial
@@ -195,23 +195,29 @@ def _stream_indices(count: int) -> np.ndarray:
     return np.array(ExampleStream(NUM_EXAMPLES, seed=0).indices(0, count), np.int64)
 
 
-def _serve(role: str) -> None:
-    """Answers the questions on standard input: what to prepare, then how many updates to run."""
-    side, used = _EngineSide() if role == "engine" else _PyTorchSide(), time.process_time()
+def serve(role: str, sides: Mapping[str, Callable[[], Any]], check: Callable[..., dict[str, float]]) -> None:
+    """Answers the questions on standard input: what to prepare, then how many updates to run; or what differs.
+
+    Args:
+      role: of `sides`, or "check".
+      sides: make what has `prepare` and `run`.
+      check: the largest differences between the sides.
+    """
+    side, used = None if role == "check" else sides[role](), time.process_time()
     for line in sys.stdin:
         question = json.loads(line)
         idle, start = time.process_time() - used, time.perf_counter()
-        if role == "check":
-            answer: dict[str, Any] = _largest_differences(**question)
-        elif "name" in question:
-            answer = side.prepare(**question)
-        else:
+        if side is None:
+            answer: dict[str, Any] = check(**question)
+        elif "num_updates" in question:
             side.run(**question)
             answer = {"seconds": time.perf_counter() - start, "idle_cpu_s": idle}
             time.sleep(0.02)  # until OpenMP's threads no longer wait actively
+        else:
+            answer = side.prepare(**question)
         used = time.process_time()
         print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    serve(sys.argv[1], {"engine": _EngineSide, "pytorch": _PyTorchSide}, _largest_differences)

@@ -39,3 +39,15 @@ print(benchmark_pytorch.markdown({"rows": [row], "left_out": ["cnn, batch 8: too
     assert result.returncode == 0, result.stderr
     assert "\n| mlp | 2,048 | 1,234 | 1,000 | eager | 1.23 (1.20-1.25) |\n" in result.stdout
     assert result.stdout.endswith("\n\nLeft out: cnn, batch 8: too slow.\n")
+
+
+def test_the_table_of_tokens_has_a_ratio_for_each_side():
+    program = """
+import benchmark_tokens
+row = {"batch_size": 1200, "tokens_per_second": {"engine": 1234.5, "bare loop": 1000.0},
+       "forms": {"engine": "microbatch 8", "bare loop": "one program"}, "engine_over": {"bare loop": [1.2, 1.2345, 1.25]}}
+print(benchmark_tokens.markdown([row]))
+"""
+    result = run(program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n| 1,200 | 1,234 (microbatch 8) | 1,000 (one program) | 1.23 (1.20-1.25) |\n")
