@@ -51,8 +51,9 @@ class SeesawPreset(presets.Workload):
 
 
 # The decays end at 0. All runs of the first preset shall take an hour on two cores. The margin is 1 % of the loss. The
-# learning rates lie above nanoGPT's 1e-3, at which the decay hardly matters: with seed 100, 12 windows and 4e-3 it
-# gains 0.083 nats (1.925 with it, 2.008 without). `--search` has more seeds and rates.
+# learning rates lie above nanoGPT's 1e-3, at which the decay hardly matters: `--search` with the seeds 100 to 102 found
+# 4e-3 for 12 windows, where the decay gains 0.076 nats, and the same for 48, which costs 0.10 nats on the same tokens.
+# 96 windows cost 0.28: so few updates are better off without any decay.
 PRESETS = {
     "shakespeare_cpu": SeesawPreset(
         language_models.get("shakespeare_cpu").config.replace(
@@ -60,7 +61,7 @@ PRESETS = {
         ),
         dataset_size=15_685,
         margins={"loss": 0.02},
-        starts=(Start(12, 4e-3), Start(96, 8e-3)),
+        starts=(Start(12, 4e-3), Start(48, 4e-3)),
     ),
     "shakespeare": SeesawPreset(
         language_models.get("shakespeare").config.replace(
