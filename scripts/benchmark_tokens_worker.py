@@ -89,10 +89,13 @@ class _BareSide:
             updates, opt_state = tx.update(grads, opt_state, params)
             return optax.apply_updates(params, updates), opt_state, loss
 
-        self._step = jax.jit(step, donate_argnums=(0, 1), compiler_options=compiler_options(jax.devices()[0]))
         params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, CONTEXT), jnp.int32))["params"]
         self._state, self._tokens = (params, tx.init(params)), jax.device_put(tokens())
         self._stream, self._seen, self._batch_size = ExampleStream(NUM_WINDOWS, seed=0), 0, batch_size
+        index = self._stream.indices(0, batch_size)
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*self._state, self._tokens, index)
+        options = compiler_options(jax.devices()[0], lowered.as_text())  # as the engine's
+        self._step = lowered.compile(compiler_options=options)
         self._wait = jax.block_until_ready
         self.run(1)
         return {"seconds_per_update": seconds_per_update(self.run), "form": "one program"}

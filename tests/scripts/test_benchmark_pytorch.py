@@ -45,7 +45,8 @@ def test_the_table_of_tokens_has_a_ratio_for_each_side():
     program = """
 import benchmark_tokens
 row = {"batch_size": 1200, "tokens_per_second": {"engine": 1234.5, "bare loop": 1000.0},
-       "forms": {"engine": "microbatch 8", "bare loop": "one program"}, "engine_over": {"bare loop": [1.2, 1.2345, 1.25]}}
+       "forms": {"engine": "microbatch 8", "bare loop": "one program"},
+       "engine_over": {"bare loop": [1.2, 1.2345, 1.25]}}
 print(benchmark_tokens.markdown([row]))
 """
     result = run(program)
