@@ -49,6 +49,8 @@ def of_language_models(config: Config) -> dict[str, Config]:
     branches = CriticalBatchOptions(measure_every_epochs=every, branch_examples=branch)
     bounded = dataclasses.replace(branches, bound_by_decay=True)
     patient = PlateauOptions(factor=0.5, patience=2, accumulation_size=20)
+    warm = base.replace(controller_warmup_epochs=config.recipe.warmup_epochs)  # until the averages are of many updates
+    within = GradientNoiseOptions(bound_by_decay=True)
 
     def controlled(name: str, options: Any = None, recipe: Config = base) -> Config:
         return recipe.replace(controller=name, controller_options=options)
@@ -57,8 +59,8 @@ def of_language_models(config: Config) -> dict[str, Config]:
         seesaw.COSINE: config,
         seesaw.SEESAW: fixed[seesaw.SEESAW],
         presets.CONSTANT: config.replace(lr_schedule="constant"),
-        "GradientNoise, within the decay": controlled("gradient_noise", GradientNoiseOptions(bound_by_decay=True)),
-        "GradientNoise": controlled("gradient_noise"),
+        "GradientNoise, within the decay": controlled("gradient_noise", within, warm),
+        "GradientNoise": controlled("gradient_noise", recipe=warm),
         "CriticalBatch, within the decay": controlled("critical_batch", bounded),
         "CriticalBatch": controlled("critical_batch", branches),
         "Plateau": controlled("plateau", patient, base.replace(lr_schedule="constant")),

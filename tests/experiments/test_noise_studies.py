@@ -109,4 +109,7 @@ def test_contestants_of_a_language_model_see_the_same_tokens_and_follow_the_squa
         assert wanted <= sum(update.batch_size for update in updates) < wanted + largest
         if config.controller.controller != "planned":
             assert (controller.limits.sizes[0], controller.exponent) == (smallest, 0.5)
+            is_noise = config.controller.controller == "gradient_noise"
+            after = round(preset.config.recipe.warmup_epochs * preset.dataset_size)
+            assert controller.limits.warmup_examples == is_noise * after
             assert measured == 3 * (config.controller.controller == "critical_batch")
