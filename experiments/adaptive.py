@@ -1,7 +1,7 @@
 """All controllers and the paper's schedules, on one task with the same recipe.
 
     python -m experiments.adaptive --preset=digits --seeds=5 --workdir=runs/adaptive
-    python -m experiments.adaptive --preset=shakespeare_cpu --seeds=3 --workdir=runs/adaptive_text
+    python -m experiments.adaptive --preset=shakespeare_cpu --seeds=3 --workdir=runs/language_models_adaptive
 
 Each controller gets the preset's recipe; `Plateau` and `Cabs`, which replace its decay, get a constant learning rate.
 All train for the recipe's epochs, except AdaScale, whose clock counts updates of the recipe. The table has final
@@ -41,14 +41,16 @@ def of_language_models(config: Config) -> dict[str, Config]:
     """The decay, Seesaw, a constant rate, and controllers whose learning rate goes with the root of the batch.
 
     A training is less than an epoch long, so that lengths are parts of it: the averages of the noise forget half in a
-    twelfth of it, the critical batch size is measured four times.
+    twelfth of it, and the critical batch size is measured three times, after each quarter but the last.
     """
     num_epochs, fixed = config.recipe.num_epochs, seesaw.schedules(config)
     base = config.replace(batch_growth=2.0, noise_half_life_epochs=float(f"{num_epochs / 12:.6g}"))
     every, branch = float(f"{num_epochs / 4:.6g}"), 40 * config.recipe.batch_size
     branches = CriticalBatchOptions(measure_every_epochs=every, branch_examples=branch)
     bounded = dataclasses.replace(branches, bound_by_decay=True)
-    patient = PlateauOptions(factor=0.5, patience=4, accumulation_size=20)
+    patient = PlateauOptions(factor=0.5, patience=2, accumulation_size=20)
+    warm = base.replace(controller_warmup_epochs=config.recipe.warmup_epochs)  # until the averages are of many updates
+    within = GradientNoiseOptions(bound_by_decay=True)
 
     def controlled(name: str, options: Any = None, recipe: Config = base) -> Config:
         return recipe.replace(controller=name, controller_options=options)
@@ -57,8 +59,8 @@ def of_language_models(config: Config) -> dict[str, Config]:
         seesaw.COSINE: config,
         seesaw.SEESAW: fixed[seesaw.SEESAW],
         presets.CONSTANT: config.replace(lr_schedule="constant"),
-        "GradientNoise, within the decay": controlled("gradient_noise", GradientNoiseOptions(bound_by_decay=True)),
-        "GradientNoise": controlled("gradient_noise"),
+        "GradientNoise, within the decay": controlled("gradient_noise", within, warm),
+        "GradientNoise": controlled("gradient_noise", recipe=warm),
         "CriticalBatch, within the decay": controlled("critical_batch", bounded),
         "CriticalBatch": controlled("critical_batch", branches),
         "Plateau": controlled("plateau", patient, base.replace(lr_schedule="constant")),

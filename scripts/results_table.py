@@ -9,7 +9,8 @@ that it shows, by patterns of FOLDER/NAME, and has their tables between two mark
     <!-- results: */figure? (written by scripts/results_table.py) -->
     <!-- end of results -->
 
-Of a study with a prediction, the page says whether it held.
+Of a study with predictions, the page says which held; of one that measured the noise of the layer norms, whether it
+agrees with that of all parameters.
 
 Where the first mark begins with "verdicts:" and names folders of `experiments.effects`, the table has the verdict on
 each claim, with a column for each folder.
@@ -17,6 +18,7 @@ each claim, with a column for each folder.
 
 import csv
 import fnmatch
+import itertools
 import json
 import math
 import pathlib
@@ -58,9 +60,10 @@ def tables(results: pathlib.Path, patterns: list[str]) -> str:
             rows = list(csv.DictReader(file))
         parts.append(
             f"{_made_by(about)}\n\n"
-            + "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(rows, about.get("jobs") == 1))
+            + _by_group(rows, about.get("jobs") == 1)
             + "".join(f"\n{note}\n" for note in _notes(rows, about.get("jobs") == 1))
             + _predictions(about.get("predictions", {}))
+            + _agreement(about.get("agreement", {}))
         )
     return "\n".join(parts)
 
@@ -90,18 +93,30 @@ def _made_by(about: dict[str, Any]) -> str:
     return f"`{about['command']}` ({device}, jax {about['versions']['jax']}, {about['date']})"
 
 
+def _by_group(rows: list[dict[str, str]], alone: bool) -> str:
+    """Markdown of the table, or of one for each group of schedules that are compared, below what they share."""
+    names, parts = _groups(rows[0]), []
+    for values, group in itertools.groupby(rows, lambda row: [row[name] for name in names]):
+        shared = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        lines = "".join(f"| {' | '.join(cells)} |\n" for cells in _cells(list(group), alone))
+        parts.append(f"{shared.capitalize()}:\n\n{lines}" if shared else lines)
+    return "\n".join(parts)
+
+
 def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
     """The head, and a row for each schedule; with times if each run was alone on the machine.
 
-    A table without the updates of schedules is shown as it is.
+    A table without the updates of schedules is shown as it is, with "-" for what is not a number.
     """
     if not {"schedule", "updates"} <= rows[0].keys():
-        return [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    groups = {name: lambda row, name=name: row[name] for name in _groups(rows[0])}
+        cells = (["-" if value == "nan" else value for value in row.values()] for row in rows)
+        return [list(rows[0]), ["---"] * len(rows[0]), *cells]
+    has_tokens = "tokens" in rows[0]
+    tokens = {"tokens": lambda row: f"{int(row['tokens']):,}"} if has_tokens else {}
     columns = {
-        **groups,
         "schedule": lambda row: f"{row['optimizer']}: {row['schedule']}" if "optimizer" in row else row["schedule"],
         "updates": lambda row: f"{int(row['updates']):,}",
+        **tokens,
         f"test {_metric(rows[0])}": _result,
         "difference": lambda row: _difference(row) if row["difference"] else "",
         "verdict": lambda row: row["verdict"],
@@ -109,13 +124,14 @@ def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
     }
     if alone:
         columns["time per run"] = lambda row: f"{row['run_time_s']} s"
-        columns["images/s"] = lambda row: f"{int(row['examples_per_second']):,}"
+        name, speed = ("tokens/s", "tokens_per_second") if has_tokens else ("images/s", "examples_per_second")
+        columns[name] = lambda row: f"{int(row[speed]):,}"
     if not any(row.get("difference") for row in rows):  # of one schedule, or older than the column
         del columns["difference"]
     if not any(row.get("verdict") for row in rows):
         del columns["verdict"]
     examples = [int(row.get("examples", 0)) for row in rows]
-    if max(examples) > 1.05 * min(examples):
+    if max(examples) > 1.05 * min(examples) and not has_tokens:
         columns["examples"] = lambda row: f"{int(row['examples']):,}"
     if "paper_updates" in rows[0]:
         columns["paper: updates"] = lambda row: row["paper_updates"]
@@ -126,7 +142,8 @@ def _cells(rows: list[dict[str, str]], alone: bool) -> list[list[str]]:
 def _groups(row: dict[str, str]) -> list[str]:
     """The columns before the schedule's that say which rows are compared, such as the batch size to start with."""
     names = list(row)
-    return [name for name in names[: names.index("schedule")] if name != "optimizer"]
+    before = names[: names.index("schedule")] if "schedule" in row else []
+    return [name for name in before if name != "optimizer"]
 
 
 def _metric(row: dict[str, str]) -> str:
@@ -170,13 +187,29 @@ def _predictions(said: dict[str, bool | None]) -> str:
     return "\n" + "".join(f"{line}\n" for line in lines)
 
 
+def _agreement(found: dict[str, dict[str, float | None]]) -> str:
+    """Markdown of how the noise scale of the layer norms follows that of all parameters."""
+    if not found:
+        return ""
+    names = {
+        "ratio": "layer norms' B_simple / that of all parameters",
+        "spread": "its spread, a factor",
+        "control": "spread of B_simple itself",
+        "correlation": "correlation of the logarithms",
+    }
+    lines = [["schedule", *names.values()], ["---"] * (1 + len(names))]
+    for label, values in found.items():
+        lines.append([label, *("-" if (x := values[name]) is None else f"{x:.3g}" for name in names)])
+    return "\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def _notes(rows: list[dict[str, str]], alone: bool) -> list[str]:
     """What the columns mean, below the table."""
     notes = []
     if any(row.get("difference") for row in rows):
         text = "Difference: to the first row"
-        same = ["optimizer"] if "optimizer" in rows[0] else _groups(rows[0])
-        text += f" of the same {' and '.join(same)}" if same else ""
+        text += " of the same optimizer" if "optimizer" in rows[0] else ""
+        text += " of each table" if _groups(rows[0]) else ""
         accurate = _metric(rows[0]) == "accuracy"
         text += f", {'in points' if accurate else 'in nats'}, paired by seed, with its 95 % interval."
         if margin := next((row["margin"] for row in rows if row["margin"]), None):

@@ -10,6 +10,7 @@ import pathlib
 import platform
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,9 @@ from experiments.harness import build
 from experiments.harness.config import Config
 from experiments.harness.control import Control
 from experiments.harness.pool import StoppedEarly, available_cores, default_jobs, is_worker_to_stop, worker_pool
+
+# In bytes. File systems take 255, with what a file's name adds to its run's.
+_LONGEST_NAME = 200
 
 
 class Result(NamedTuple):
@@ -235,15 +239,19 @@ def train_all(
 
 
 def run_name(config: Config, reference: Config) -> str:
-    """The name of a run's folder.
+    """The name of a run's folder; of one that is too long for a file system, the start, a checksum and the seed.
 
     >>> run_name(Config().replace(schedule="increase_batch_size", seed=2), Config())
     'schedule=increase_batch_size,seed=2'
     """
     theirs = reference.flat()
-    return ",".join(
+    name = ",".join(
         f"{name}={_text(value)}" for name, value in config.flat().items() if value != theirs[name] or name == "seed"
     )
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    start = name.encode()[: _LONGEST_NAME - 30].decode(errors="ignore")
+    return f"{start}~{zlib.crc32(name.encode()):08x},seed={config.run.seed}"
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bsjax.analysis.statistics import compare, paired_difference
-from experiments.harness import runs
+from experiments.harness import build, runs
 from experiments.harness.pool import default_jobs
 from experiments.harness.studies import Study
 
@@ -76,7 +76,7 @@ def print_results(
         if group is not original:
             pair = finals(group, name), finals(original, name)
             compared, cells = _compared(metric, pair, margin, resolution_of(study, metric))
-        row = {"schedule": label, **_row(metric, group), **compared}
+        row = {"schedule": label, **_row(metric, group), **_tokens(study, group), **compared}
         rows.append({**extra, **row})
         alone = study is not None and jobs_of(study) == 1  # else the runs slowed each other down
         printed.append(_cells(metric, row) | cells | {"s/run": row["run_time_s"] if alone else ""})
@@ -145,6 +145,15 @@ def _row(metric: str, group: Sequence[runs.Result]) -> dict[str, Any]:
         "run_time_s": f"{wall_time - waited:.1f}",  # without the compilation that it waited for
         "examples_per_second": f"{speed:.0f}",
     }
+
+
+def _tokens(study: Study | None, group: Sequence[runs.Result]) -> dict[str, Any]:
+    """The columns of one schedule of a language model in the CSV file that count tokens; of other tasks, none."""
+    unit, size = ("examples", 1) if study is None else build.units(study.config)
+    if unit != "tokens":
+        return {}
+    speed = np.mean([result.summary["examples_per_second"] for result in group])
+    return {"tokens": round(size * mean_examples(group)), "tokens_per_second": f"{size * speed:.0f}"}
 
 
 def _compared(

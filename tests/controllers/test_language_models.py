@@ -1,5 +1,6 @@
 """Controllers of a language model that trains with Adam: the square-root rule, and the same bits when interrupted."""
 
+import contextlib
 import json
 
 import jax
@@ -10,6 +11,7 @@ from bsjax import Recipe, run
 from bsjax.controllers import CONTROLLERS, Limits, create_controller
 from bsjax.data import TokenWindows
 from bsjax.engine import Engine
+from bsjax.engine.devices import first_replica
 from bsjax.models import Transformer
 from bsjax.optimizers import create_optimizer
 from bsjax.tasks import LanguageModel
@@ -40,6 +42,10 @@ def test_interrupted_it_grows_and_ends_as_it_would_have(tmp_path, engine, name):
         should_stop = lambda: stop_after is not None and next(asked) >= stop_after  # noqa: E731
         return run.train(engine, controller, tmp_path / folder, intervals, should_stop, show="none")
 
+    def final_state_of(folder):
+        with contextlib.closing(run.Checkpoints(tmp_path / folder / "checkpoints", read_only=True)) as checkpoints:
+            return checkpoints.restore(first_replica(engine.init())).state
+
     def lines_of(folder):
         lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in line.items() if not key.endswith("_per_second")} for line in lines]
@@ -48,6 +54,7 @@ def test_interrupted_it_grows_and_ends_as_it_would_have(tmp_path, engine, name):
     while summary is None:
         summary = train("cut", stop_after=5)
     assert lines_of("cut") == lines_of("whole")
+    jax.tree.map(np.testing.assert_array_equal, final_state_of("cut"), final_state_of("whole"))
     assert {key: summary[key] for key in summary if key.startswith("final")} == {
         key: whole[key] for key in whole if key.startswith("final")
     }

@@ -1,7 +1,9 @@
 """Scripts as people call them, and the tables that they write."""
 
 import csv
+import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -43,3 +45,13 @@ def data_dir(tmp_path_factory):
     tokens = (np.random.RandomState(0).choice([1, 2], size=1300).cumsum() % 7).astype(np.uint8)
     cache.write(TextDataset("walk", tokens[:1200], tokens[1200:], 7, tuple("abcdefg"), 1.0), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def results_table():
+    """The script that writes the tables of results, as a module."""
+    path = pathlib.Path(__file__).parents[2] / "scripts" / "results_table.py"
+    spec = importlib.util.spec_from_file_location("results_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -113,7 +113,7 @@ def test_constants_of_no_rule_are_those_of_the_recipe():
     assert adam_rules.constants(PRESETS["shakespeare_cpu"].config, 8, Rule(1.0)) == {}
 
 
-def test_the_study_end_to_end(call, data_dir, read_csv, tmp_path):
+def test_the_study_end_to_end(call, data_dir, read_csv, results_table, tmp_path):
     flags = ["--dataset=walk", f"--data_dir={data_dir}", "--context_length=8", "--model_depth=1", "--model_width=8"]
     flags += ["--microbatch_size=4", "--num_epochs=1", "--batch_size=4", "--learning_rate=0.02", "--kappas=2"]
     flags += ["--seeds=1", "--jobs=1", f"--workdir={tmp_path}"]
@@ -131,6 +131,10 @@ def test_the_study_end_to_end(call, data_dir, read_csv, tmp_path):
     points = read_csv(tmp_path / "adam_rules.csv")
     assert {(row["kappa"], row["schedule"]) for row in points} == {("2", name) for name in (BASE, *RULES)}
     assert (tmp_path / "adam_rules.png").stat().st_size > 10_000
+    page = results_table.tables(tmp_path.parent, [f"{tmp_path.name}/adam_rules"])
+    row = table["rate held"]
+    assert "\nKappa 2:\n" in page
+    assert f"\n| rate held | {row['updates']} | {int(row['tokens']):,} | {losses['rate held']:.4f} | " in page
 
     searched = call("adam_rules", *flags, "--search", "--factors=1")
     assert searched.returncode == 0, searched.stderr

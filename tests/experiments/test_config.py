@@ -392,6 +392,14 @@ def test_a_folders_name_says_what_differs_from_the_preset():
     assert runs.run_name(config, Config()) == f"lr_decay_epochs=4.0+8.5,controller=adabatch,{options},seed=0"
 
 
+def test_a_name_too_long_for_a_folder_still_tells_runs_apart():
+    configs = [Config().replace(dataset="é" * 300, batch_size=size, seed=seed) for size in (8, 16) for seed in (0, 123)]
+    names = [runs.run_name(config, Config()) for config in configs]
+    assert len(set(names)) == 4
+    assert all(200 >= len(name.encode()) > 170 and name.startswith("dataset=éé") for name in names)
+    assert [name.rsplit(",", 1)[1] for name in names] == ["seed=0", "seed=123"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,10 +1,8 @@
 """Curves, tables and looks of the figures, from results that are made up."""
 
-import importlib.util
 import itertools
 import json
 import math
-import pathlib
 import re
 
 import numpy as np
@@ -23,15 +21,6 @@ _ORIGINAL = [0.960, 0.950, 0.970, 0.955]
 def study(tmp_path):
     preset = presets.get("digits")
     return studies.Study(preset, preset.config, tmp_path, range(4), jobs=3, control=Control())
-
-
-@pytest.fixture(scope="session")
-def results_table():
-    path = pathlib.Path(__file__).parents[2] / "scripts" / "results_table.py"
-    spec = importlib.util.spec_from_file_location("results_table", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(accuracy, num_points=3):
@@ -119,10 +108,11 @@ def test_markdown_has_differences_and_verdicts(study, results_table, jobs):
 
 def test_markdown_of_losses_has_groups_and_predictions(study, results_table):
     columns = ("start", "schedule", "updates", "test_loss_mean", "test_loss_std", "seeds", "diverged")
-    columns += ("difference", "difference_low", "difference_high", "verdict", "margin", "examples")
+    columns += ("difference", "difference_low", "difference_high", "verdict", "margin", "examples", "tokens")
     rows = [
-        (12, "Cosine decay", 864, 1.92361, 0.0123, 3, 0, "", "", "", "", "", 10368),
-        (12, "Seesaw", 400, 1.93, 0.01, 3, 0, 0.00655, -0.001, 0.014, "equal", 0.02, 10400),
+        (6, "Cosine decay", 1728, 1.9, 0.01, 3, 0, "", "", "", "", "", 10368, 663552),
+        (12, "Cosine decay", 864, 1.92361, 0.0123, 3, 0, "", "", "", "", "", 10368, 663552),
+        (12, "Seesaw", 400, 1.93, 0.01, 3, 0, 0.00655, -0.001, 0.014, "equal", 0.02, 10400, 665600),
     ]
     (study.workdir / "text").mkdir()
     studies.write_csv(
@@ -132,14 +122,33 @@ def test_markdown_of_losses_has_groups_and_predictions(study, results_table):
     about["predictions"] = {"Seesaw is equal": True, "it is worse": False, "nothing": None}
     (study.workdir / "text" / "seesaw.json").write_text(json.dumps(about))
     lines = results_table.tables(study.workdir, ["*/seesaw"]).splitlines()
-    assert "| start | schedule | updates | test loss | difference | verdict | seeds |" in lines
-    assert "| 12 | Cosine decay | 864 | 1.9236 ± 0.0123 |  |  | 3 |" in lines
-    assert "| 12 | Seesaw | 400 | 1.9300 ± 0.0100 | 0.0066 [-0.0010, 0.0140] | equal | 3 |" in lines
-    assert any("of the same start, in nats" in line and "margin of ±0.02 nats" in line for line in lines)
+    assert lines[2:8] == [
+        *("Start 6:", "", "| schedule | updates | tokens | test loss | seeds |", "| --- | --- | --- | --- | --- |"),
+        *("| Cosine decay | 1,728 | 663,552 | 1.9000 ± 0.0100 | 3 |", ""),
+    ]
+    assert lines[8:14] == [
+        *("Start 12:", "", "| schedule | updates | tokens | test loss | difference | verdict | seeds |"),
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| Cosine decay | 864 | 663,552 | 1.9236 ± 0.0123 |  |  | 3 |",
+        "| Seesaw | 400 | 665,600 | 1.9300 ± 0.0100 | 0.0066 [-0.0010, 0.0140] | equal | 3 |",
+    ]
+    assert any("to the first row of each table, in nats" in line and "margin of ±0.02 nats" in line for line in lines)
     assert lines[-3:] == [
         *("| Seesaw is equal | held |", "| it is worse | **did not hold** |"),
         "| nothing | undecided with so few seeds |",
     ]
+
+
+def test_markdown_of_noise_scales_says_how_the_layer_norms_agree(study, results_table):
+    (study.workdir / "text").mkdir()
+    row = {"schedule": "Seesaw", "noise_scale_first": 32.5, "last_epoch": math.nan}
+    studies.write_csv(study.workdir / "text" / "noise_scale_table.csv", [row])
+    about = {"command": "python", "devices": ["cpu"], "cores": 2, "versions": {"jax": "1"}, "date": "today"}
+    agreement = {"ratio": 1.2345, "spread": 1.1, "control": 3.0, "correlation": None}
+    (study.workdir / "text" / "noise_scale.json").write_text(json.dumps(about | {"agreement": {"Seesaw": agreement}}))
+    lines = results_table.tables(study.workdir, ["*/noise_scale"]).splitlines()
+    assert "| Seesaw | 32.5 | - |" in lines
+    assert lines[-1] == "| Seesaw | 1.23 | 1.1 | 3 | - |"
 
 
 def test_a_page_has_the_verdict_on_each_claim_from_each_folder(study, results_table):

@@ -84,3 +84,32 @@ def test_every_preset_has_contestants_that_can_be_made(preset):
         update, _ = controller.decide(controller.init())
         assert update.examples_seen == 0
         assert update.batch_size >= preset.config.recipe.batch_size
+
+
+@pytest.mark.parametrize("name", adaptive.LANGUAGE_MODELS)
+def test_contestants_of_a_language_model_see_the_same_tokens_and_follow_the_square_root(name):
+    preset = adaptive.LANGUAGE_MODELS[name]
+    made = adaptive.contestants(preset, preset.config)
+    kinds = [config.controller.controller for config in made.values()]
+    assert kinds == 3 * ["planned"] + 2 * ["gradient_noise"] + 2 * ["critical_batch"] + ["plateau"]
+    smallest, largest = preset.config.recipe.batch_size, preset.config.conversion.max_batch_size
+    wanted = build.recipe(preset.config, preset.dataset_size).num_examples
+    for config in made.values():
+        controller = build.controller(config, preset.dataset_size)
+        state, updates, measured = controller.init(), [], 0
+        while True:
+            if (branches := controller.branches(state)) is not None:
+                measured += 1
+                losses = [[1.0 + k] * len(branch) for k, branch in enumerate(branches)]  # larger ones are worse
+                state = controller.observe_branches(state, losses)
+            update, state = controller.decide(state)
+            if update is None:
+                break
+            updates.append(update)
+        assert wanted <= sum(update.batch_size for update in updates) < wanted + largest
+        if config.controller.controller != "planned":
+            assert (controller.limits.sizes[0], controller.exponent) == (smallest, 0.5)
+            is_noise = config.controller.controller == "gradient_noise"
+            after = round(preset.config.recipe.warmup_epochs * preset.dataset_size)
+            assert controller.limits.warmup_examples == is_noise * after
+            assert measured == 3 * (config.controller.controller == "critical_batch")

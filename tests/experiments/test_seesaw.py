@@ -250,7 +250,7 @@ def test_losses_are_drawn_against_tokens():
     assert [(row["million_tokens"], row["difference"]) for row in rows[2:]] == [(0.032, "0.5"), (0.064, "0.25")]
 
 
-def test_the_study_end_to_end(call, data_dir, read_csv, tmp_path):
+def test_the_study_end_to_end(call, data_dir, read_csv, results_table, tmp_path):
     flags = ["--dataset=walk", f"--data_dir={data_dir}", "--context_length=8", "--model_depth=1", "--model_width=8"]
     flags += ["--microbatch_size=4", "--num_epochs=1.5", "--batch_sizes=4", "--learning_rates=0.02"]
     flags += ["--max_batch_size=32", "--seeds=1", "--jobs=1", f"--workdir={tmp_path}"]
@@ -267,6 +267,11 @@ def test_the_study_end_to_end(call, data_dir, read_csv, tmp_path):
     assert said["4 windows, half cosine: no decay is 5 standard deviations worse"] is None  # one seed
     assert {row["schedule"] for row in read_csv(tmp_path / "seesaw.csv")} == {name for _, name in table}
     assert (tmp_path / "seesaw.png").stat().st_size > 10_000
+    page = results_table.tables(tmp_path.parent, [f"{tmp_path.name}/seesaw"])
+    assert page.index("\nStart 4, decay half cosine:\n") < page.index("\nStart 4, decay quarter cosine:\n")
+    assert f"\n| {COSINE} | 56 | {56 * 4 * 8:,} | {float(cosine['test_loss_mean']):.4f} |" in page
+    assert "of each table, in nats" in page and "| tokens/s |" in page
+    assert "| 4 windows, half cosine: no decay is 5 standard deviations worse | undecided" in page
 
     searched = call("seesaw", *flags, "--search", "--factors=1")
     assert searched.returncode == 0, searched.stderr
