@@ -3,6 +3,7 @@
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10                                  # TensorFlow Datasets
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz  # from files on the disk
     .venv/bin/python scripts/prepare_data.py --dataset=imagenet/train --source=ILSVRC/train --class_folders  # JPEGs
+    .venv/bin/python scripts/prepare_data.py --dataset=imagenet2012 --source=ILSVRC   # with the official tar files
     .venv/bin/python scripts/prepare_data.py --dataset=shakespeare --source=input.txt           # own text
     .venv/bin/python scripts/prepare_data.py --dataset=openwebtext --source=openwebtext         # train.bin, val.bin
 
@@ -13,9 +14,14 @@ tfds.
 With --class_folders, --source is a folder with a folder of JPEGs for each class. They are kept as they are, in
 ArrayRecord files, which `bsjax.data.ImageRecords` reads. The same command continues where it was stopped. It needs
 array_record: scripts/setup_venv.sh imagenet.
+
+ImageNet's official tar files are prepared the same way, to the data sets imagenet2012/train and
+imagenet2012/validation, without being unpacked. --source is a folder with ILSVRC2012_img_train.tar,
+ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
 """
 
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -34,10 +40,11 @@ from bsjax.data import (
     cache,
     from_tfds,
     prepare,
+    prepare_imagenet,
     prepare_text,
     write_image_records,
 )
-from bsjax.data.image_files import holds_image_records
+from bsjax.data.image_files import ImageFiles, holds_image_records
 from bsjax.errors import RunError
 
 _DATASET = flags.DEFINE_string("dataset", None, "Name of the data set.", required=True)
@@ -68,6 +75,9 @@ def main() -> None:
         return
     if _CLASS_FOLDERS.value:
         prepare_records()
+        return
+    if _SOURCE.value is not None and prepare_imagenet.is_official(path := pathlib.Path(_SOURCE.value).expanduser()):
+        prepare_tars(path)
         return
     if holds_image_records(folder := cache.dataset_dir(name, data_dir)):
         raise InvalidArgument("dataset", name, f"another name: {folder} holds class folders' images")
@@ -122,20 +132,56 @@ def prepare_records() -> None:
     refuse(given_of_text(), "combined with a text as --source, not with --class_folders")
     if _SOURCE.value is None:
         raise InvalidArgument("source", None, "a folder with --class_folders")
-    path, folder = pathlib.Path(_SOURCE.value).expanduser(), cache.dataset_dir(_DATASET.value, _DATA_DIR.value)
-    if (folder / "dataset.json").exists():
-        raise InvalidArgument("dataset", _DATASET.value, f"another name: {folder} holds images of one size")
-    start = time.perf_counter()
+    path, start = pathlib.Path(_SOURCE.value).expanduser(), time.perf_counter()
+    folder = records_dir(_DATASET.value)
     try:
         files = ImageFolder(path)
     except InvalidArgument as error:
         raise error.renamed("source") from None
+    write_records(files, path, folder)
+    print(f"Prepared in {time.perf_counter() - start:.1f} s.")
+
+
+def prepare_tars(path: pathlib.Path) -> None:
+    """Writes the images of ImageNet's official tar files to ArrayRecord files, and describes them."""
+    refuse(given_of_text(), "combined with a text as --source, not with ImageNet's files")
+    start, allow = time.perf_counter(), _ALLOW.value
+    folders = {split: records_dir(f"{_DATASET.value}/{split}") for split in prepare_imagenet.SPLITS}
+    was_checked = any(map(holds_image_records, folders.values()))  # before the first image was written
+    for name in prepare_imagenet.check_files(path, allow or was_checked):
+        print(f"Checking the md5 of {name}, {(path / name).stat().st_size / 1e9:,.1f} GB", flush=True)
+    print(f"Looking where the images are in {path}", flush=True)
+    splits = prepare_imagenet.read_tars(path, allow)
+    check_space(folders, splits)
+    for split, files in splits.items():
+        write_records(files, path / prepare_imagenet.SPLITS[split], folders[split])
+    print(f"Prepared in {time.perf_counter() - start:.1f} s.")
+
+
+def records_dir(name: str) -> pathlib.Path:
+    """The folder of images of many sizes, which must not hold another data set."""
+    folder = cache.dataset_dir(name, _DATA_DIR.value)
+    if (folder / "dataset.json").exists():
+        raise InvalidArgument("dataset", _DATASET.value, f"another name: {folder} holds images of one size")
+    return folder
+
+
+def check_space(folders: dict[str, pathlib.Path], splits: dict[str, prepare_imagenet.TarImages]) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    written = sum(path.stat().st_size for folder in folders.values() for path in folder.glob("*.array_record"))
+    needed = sum(files.nbytes for files in splits.values()) - written
+    parent = cache.resolve_data_dir(_DATA_DIR.value)
+    existing = next(folder for folder in (parent, *parent.absolute().parents) if folder.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise RunError(f"{parent} needs {needed / 1e9:,.1f} GB more, and its disk has {free / 1e9:,.1f} GB free")
+
+
+def write_records(files: ImageFiles, path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes images to a folder of ArrayRecord files, and describes them."""
     total = len(files.names)
     print(f"{total:,} images of {len(files.class_names):,} classes in {path}\nWriting {folder}", flush=True)
     write_image_records(files, folder, report=lambda count: print(f"  {count:,} of {total:,} images", flush=True))
-    records = ImageRecords(folder)
-    print(f"It holds {records.fingerprint}: their number and CRC-32.")
-    print(f"Prepared in {time.perf_counter() - start:.1f} s.")
+    print(f"It holds {ImageRecords(folder).fingerprint}: their number and CRC-32.")
 
 
 def describe(name: str) -> None:

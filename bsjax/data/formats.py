@@ -15,6 +15,8 @@ import numpy as np
 _OFFICIAL = json.loads(pathlib.Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
 # As published for the archives and the files in them; the MD5s of MNIST's unzipped files are computed.
 OFFICIAL_MD5 = {name: about["md5"] for name, about in _OFFICIAL.items()}
+# Of data sets that are prepared image by image, by split.
+NUM_IMAGES = {name: about["num_images"] for name, about in _OFFICIAL.items() if "num_images" in about}
 # Of data sets whose files have no class names.
 CLASS_NAMES = {name: about["class_names"] for name, about in _OFFICIAL.items() if "class_names" in about}
 

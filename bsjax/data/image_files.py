@@ -76,10 +76,7 @@ class ImageFolder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Number and CRC-32 of all names, labels and images, which are read for it: a minute per 10 GB or so."""
-        checksum = 0
-        for index in range(len(self.names)):
-            checksum = _add(checksum, self, index, self.read(index))
-        return _fingerprint(self, checksum)
+        return fingerprint_of(self)
 
     def _images_in(self, name: str) -> Iterator[str]:
         for folder, _, files in os.walk(self._root / name):
@@ -123,6 +120,14 @@ class ImageRecords:
     def read(self, index: int) -> bytes:
         """The bytes of an image."""
         return self._records[index]
+
+
+def fingerprint_of(files: ImageFiles) -> str:
+    """Number and CRC-32 of all names, labels and images, which are read for it."""
+    checksum = 0
+    for index in range(len(files.names)):
+        checksum = _add(checksum, files, index, files.read(index))
+    return _fingerprint(files, checksum)
 
 
 def holds_image_records(folder: str | os.PathLike[str]) -> bool:
@@ -183,9 +188,19 @@ def write_image_records(
 
 
 def _write_records(files: ImageFiles, indices: range, path: pathlib.Path, checksum: int) -> int:
-    """Writes one file, and returns the checksum of all images up to its end."""
+    """Writes one file as a whole or not at all, and returns the checksum of all images up to its end."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
+    try:
+        checksum = _write_partial(files, indices, partial, checksum)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # what fills a full disk is of no use
+        raise
+    os.replace(partial, path)
+    return checksum
+
+
+def _write_partial(files: ImageFiles, indices: range, partial: pathlib.Path, checksum: int) -> int:
     module = _array_record().array_record_module
     writer = module.ArrayRecordWriter(str(partial), "group_size:1")
     try:
@@ -194,13 +209,16 @@ def _write_records(files: ImageFiles, indices: range, path: pathlib.Path, checks
             writer.write(data)
             checksum = _add(checksum, files, index, data)
     finally:
-        writer.close()
+        try:
+            writer.close()
+        except RuntimeError as error:  # a full disk is told here
+            what = str(error).split("; ")[0]
+            raise OSError(f"{partial} cannot be written: {what}") from None
     reader = module.ArrayRecordReader(str(partial))
     num_records = reader.num_records()
     reader.close()
-    if num_records != len(indices):  # a full disk may be told late
+    if num_records != len(indices):
         raise OSError(f"{partial} has {num_records} of {len(indices)} images; is the disk full?")
-    os.replace(partial, path)
     return checksum
 
 

@@ -14,10 +14,15 @@ from bsjax.errors import InvalidArgument, TaskError, check_choice, check_whole
 from bsjax.tasks.linen import LinenTask, set_mean_and_std, standardise
 from bsjax.tasks.protocol import Losses
 
+_MANY_CLASSES = 100  # five of fewer are too easy to find
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification(LinenTask):
     r"""Images with labels: the cross-entropy, and whether the most likely class is the right one.
+
+    With a model of 100 classes or more, its field `num_classes`, there is a second metric: whether the right class is
+    one of the five most likely, "top5_accuracy".
 
     .. math:: \ell = -\sum_c q_c \log p_c, \quad q = (1 - \alpha)\,\mathrm{onehot}(y) + \alpha / C
 
@@ -54,7 +59,6 @@ class Classification(LinenTask):
     crop_padding: int = 4
 
     needs = ("image", "label")
-    metrics = ("accuracy",)
     unit = "images"
 
     def __post_init__(self):
@@ -64,6 +68,12 @@ class Classification(LinenTask):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidArgument(name, getattr(self, name), "in [0, 1)", nearest)
         set_mean_and_std(self)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The accuracy, and with many classes the top-5 accuracy."""
+        many = (getattr(self.model, "num_classes", None) or 0) >= _MANY_CLASSES
+        return ("accuracy", "top5_accuracy") if many else ("accuracy",)
 
     def check_source(self, name: str, source: Any) -> None:
         """Refuses labels that are no class of the model, where the source holds them in memory, as ArraySource does.
@@ -99,7 +109,7 @@ class Classification(LinenTask):
         return augment(self.augmentation, images, keys, self.crop_padding) if train else images, examples["label"]
 
     def losses(self, params: Any, batch_stats: Any, inputs: Any, keys: jax.Array, train: bool) -> Losses:
-        """The cross-entropy and the accuracy (1 or 0) of each image."""
+        """The cross-entropy and the accuracies (1 or 0) of each image."""
         images, labels = inputs
         logits, ghost_stats = self.apply(params, batch_stats, images, keys, train)
         if logits.ndim != 2 or labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -110,5 +120,8 @@ class Classification(LinenTask):
             losses = optax.softmax_cross_entropy(logits, targets)
         else:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        accuracy = (logits.argmax(axis=-1).astype(labels.dtype) == labels).astype(losses.dtype)
-        return losses, {"accuracy": accuracy}, ghost_stats
+        accuracies = {"accuracy": logits.argmax(axis=-1).astype(labels.dtype) == labels}
+        if "top5_accuracy" in self.metrics:
+            best = jax.lax.top_k(jax.lax.stop_gradient(logits), 5)[1].astype(labels.dtype)
+            accuracies["top5_accuracy"] = (best == labels[:, None]).any(axis=-1)
+        return losses, {name: values.astype(losses.dtype) for name, values in accuracies.items()}, ghost_stats

@@ -62,10 +62,11 @@ _LOOKS: dict[str, tuple[str, Any, float, str]] = {
     "Control: grown and decayed": ("#777777", (0, (4, 1, 1, 1)), 1.0, "2"),
     "Control: grown twice too much": ("#999999", (0, (3, 3)), 1.0, "+"),
 }
-# Of the studies of language models, in these orders.
+# Of the studies of language models and of Figure 7, in these orders.
 _ORDERED = (
     ("Cosine decay", "Seesaw", "Linear rule, rate held", "Square-root rule, rate held", "Batch warm-up"),
     ("rate ∝ √κ", "rate held", "rate ∝ κ"),
+    ("Momentum 0.9", "Momentum 0.95", "Momentum 0.975"),
     ("rate ∝ √κ", "√κ, b2 follows", "√κ, eps follows", "√κ, weight decay follows", "√κ, all follow"),
 )
 _LOOKS |= {
@@ -97,9 +98,11 @@ def metric_axis(metric: str, when: str = "Test") -> tuple[str, float]:
 
     >>> metric_axis("accuracy"), metric_axis("loss", "Final test")
     (('Test accuracy (%)', 100.0), ('Final test loss', 1.0))
+    >>> metric_axis("top5_accuracy")
+    ('Test top5 accuracy (%)', 100.0)
     """
     label = f"{when} {metric.replace('_', ' ')}"
-    return (f"{label} (%)", 100.0) if metric == "accuracy" else (label, 1.0)
+    return (f"{label} (%)", 100.0) if metric.endswith("accuracy") else (label, 1.0)
 
 
 def line_style(i: int) -> dict[str, Any]:

@@ -204,14 +204,18 @@ def controls(preset: Preset, config: Config) -> dict[str, Config]:
     Raises:
       InvalidArgument: the recipe's learning rate never falls, or its plan cannot be made.
     """
-    growing = section_5_2(preset, config)["Increasing batch size"]
+    return controls_of(preset, config, section_5_2(preset, config)["Increasing batch size"])
+
+
+def controls_of(preset: Workload, config: Config, growing: Config) -> dict[str, Config]:
+    """The controls of a recipe and its growing batch, which has a cap; see `controls`."""
     found = {
         CONSTANT: config.replace(lr_schedule="constant"),
         FEW_UPDATES: shortened(preset, config, growing),
     }
     if config.recipe.lr_schedule in ("step", "exponential"):
         factor, share = config.recipe.lr_decay_factor, config.conversion.batch_share
-        twice = growing.replace(lr_decay_factor=2 * factor, max_batch_size=2 * preset.max_batch_size)
+        twice = growing.replace(lr_decay_factor=2 * factor, max_batch_size=2 * (growing.conversion.max_batch_size or 0))
         found["Control: grown and decayed"] = growing.replace(lr_decay_factor=factor**2, batch_share=share / 2)
         found["Control: grown twice too much"] = twice
     return found

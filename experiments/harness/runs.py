@@ -130,11 +130,13 @@ def headlines(summary: dict[str, Any]) -> list[str]:
 
     >>> headlines({"final_test_loss": 0.0375, "final_test_accuracy": 0.9861})
     ['test accuracy 98.61 %', 'test loss 0.0375']
+    >>> headlines({"final_test_loss": 1.9, "final_test_accuracy": 0.761, "final_test_top5_accuracy": 0.9292})
+    ['test accuracy 76.10 %', 'test top5 accuracy 92.92 %', 'test loss 1.9000']
     """
     texts = []
     for metric in _metrics_of(summary):
         value = summary[f"final_test_{metric}"]
-        text = f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4f}"
+        text = f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}"
         texts.append(f"test {metric.replace('_', ' ')} {text}")
     return texts
 

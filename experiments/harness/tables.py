@@ -41,7 +41,7 @@ def margin_of(study: Study | None, metric: str) -> float | None:
 
 def resolution_of(study: Study | None, metric: str) -> float:
     """The step between neighbouring values of a metric, if it is known; else 0."""
-    if study is None or metric != "accuracy" or study.config.data != study.preset.config.data:
+    if study is None or not metric.endswith("accuracy") or study.config.data != study.preset.config.data:
         return 0.0
     return 1 / study.preset.test_size
 
@@ -177,18 +177,18 @@ def _cells(metric: str, row: dict[str, Any]) -> dict[str, str]:
     """The first columns of one schedule in the printed table."""
     scale, digits = _unit(metric)
     mean, std = (f"{scale * float(row[f'test_{metric}_{name}']):.{digits}f}" for name in ("mean", "std"))
-    shown = "test acc. %" if metric == "accuracy" else f"test {metric.replace('_', ' ')}"
+    name = metric.replace("_accuracy", " acc. %").replace("accuracy", "acc. %").replace("_", " ")
     return {
         "schedule": row["schedule"].removesuffix(", small batch"),
         "updates": f"{row['updates']:,}",
-        shown: mean + f" ± {std}" * (row["seeds"] > 1) if row["seeds"] else "diverged",
+        f"test {name}": mean + f" ± {std}" * (row["seeds"] > 1) if row["seeds"] else "diverged",
         "examples": f"{row['examples']:,}",
     }
 
 
 def _unit(metric: str) -> tuple[float, int]:
     """The factor and the number of digits with which a metric is printed."""
-    return (100.0, 2) if metric == "accuracy" else (1.0, 4)
+    return (100.0, 2) if metric.endswith("accuracy") else (1.0, 4)
 
 
 def _is_unequal(examples: Sequence[int]) -> bool:

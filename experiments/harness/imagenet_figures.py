@@ -1,0 +1,50 @@
+"""What the figures of ImageNet share: the table of plans, the pictures of both accuracies' schedules, the flags."""
+
+from collections.abc import Callable, Mapping
+
+from absl import flags
+
+from experiments.harness import cli, figures, imagenet, studies
+from experiments.harness.config import Config
+from experiments.harness.imagenet import ImageNetPreset
+
+Schedules = Callable[[ImageNetPreset, Config], dict[str, Config]]
+
+
+def run(name: str, choices: Mapping[str, ImageNetPreset], schedules: Schedules) -> None:
+    """Runs the script of a figure.
+
+    Args:
+      name: of its files.
+      choices: of --preset.
+      schedules: of a preset and a recipe, by label.
+    """
+    figures.define_flags(preset="imagenet", choices=choices)
+    flags.DEFINE_bool("plans", False, "Print the updates of each schedule, and train nothing.")
+    cli.run(lambda: _main(name, choices, schedules), multihost=True, presets=choices)
+
+
+def _main(name: str, choices: Mapping[str, ImageNetPreset], schedules: Schedules) -> None:
+    study = studies.study_from_flags(choices)
+    configs = schedules(study.preset, study.config)
+    if flags.FLAGS.plans:
+        figures.print_table(imagenet.plan_rows(study.preset, configs))
+        return
+    results = figures.train(study, configs, lambda: imagenet.controls(study.preset, study.config))
+    metric = figures.metric_of(results)
+    curves = {label: figures.curve(group, f"test_{metric}") for label, group in results.items()}
+
+    scale = figures.scale_of(study, metric)
+    figure, panels = figures.draw_schedules(curves, scale)
+    panels[0, 1].set_xscale("log")
+    figures.plain_ticks(panels[0, 1].xaxis)
+    figures.zoom(panels[0], curves, scale.factor)
+    figures.caption(figure, study, scale)
+    table = figures.print_results(results, study)
+    if any("final_test_top5_accuracy" in result.summary for group in results.values() for result in group):
+        figures.print_results(results, study, metric="top5_accuracy")
+    figures.print_notes(study, table)
+    print()
+    figures.print_table(imagenet.plan_rows(study.preset, configs))
+    rows = figures.curve_rows(curves, f"test_{metric}", resolution=scale.resolution)
+    figures.save(figure, study.workdir, name, rows, table, jobs=figures.jobs_of(study))

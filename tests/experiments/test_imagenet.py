@@ -1,0 +1,118 @@
+"""Figures 6 and 7 and ResNet-50: their plans, their controls, and a run of the script."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from bsjax.data import cache
+from experiments.harness import build, imagenet
+from experiments.harness.imagenet import FIGURE6, FIGURE7, RESNET50
+
+N = 1_281_167
+SCHEDULES = {
+    "figure6": (FIGURE6, imagenet.decayed_and_grown),
+    "figure7": (FIGURE7, imagenet.raised_momentum),
+    "resnet50": (RESNET50, imagenet.decayed_and_grown),
+}
+
+
+@functools.cache
+def plans_of(figure, name, controls=False):
+    choices, schedules = SCHEDULES[figure]
+    preset = choices[name]
+    configs = schedules(preset, preset.config) | (imagenet.controls(preset, preset.config) if controls else {})
+    return {label: build.recipe(config, preset.dataset_size).plan() for label, config in configs.items()}
+
+
+def phases_of(plan):
+    """Batch size, learning rate and momentum between the decays, which follow a warm-up if there is one."""
+    columns = (plan.batch_sizes, plan.learning_rates, plan.momentums)
+    rows = [tuple(float(f"{x:.6g}") for x in row) for row in zip(*columns, strict=True)]
+    return list(dict.fromkeys(rows[plan.num_updates // 10 :]))
+
+
+@pytest.mark.parametrize(
+    ("figure", "updates"),
+    [("figure6", [14_076, 5_631]), ("figure7", [5_865, 3_519, 2_346]), ("resnet50", [14_076, 9_384])],
+)
+def test_the_plans_have_the_papers_updates(figure, updates):
+    plans = list(plans_of(figure, "imagenet").values())
+    assert [plan.num_updates for plan in plans] == updates
+    for plan in plans:  # 30 epochs at the first batch size and 60 at the last, and the rest of a batch
+        exact = 30 * N / plan.batch_sizes[0] + 60 * N / plan.batch_sizes[-1]
+        assert 0 <= plan.num_updates - exact < 1
+    preset = SCHEDULES[figure][0]["imagenet"]
+    for label, said in preset.published.items():
+        if said.updates.startswith("below"):
+            below = int(said.updates.removeprefix("below ").replace(",", ""))
+            assert plans_of(figure, "imagenet")[label].num_updates < 1.01 * below  # 3,519 of "below 3,500"
+
+
+def test_the_plans_have_the_papers_batches_and_rates():
+    decaying, growing = plans_of("figure6", "imagenet").values()
+    assert phases_of(decaying) == [(8192, rate, 0.9) for rate in (3.0, 0.3, 0.03, 0.003)]
+    assert phases_of(growing) == [(8192, 3.0, 0.9), (81_920, 3.0, 0.9), (81_920, 0.3, 0.9), (81_920, 0.03, 0.9)]
+    for momentum, size, plan in zip(
+        (0.9, 0.95, 0.975), (8192, 16_384, 32_768), plans_of("figure7", "imagenet").values(), strict=True
+    ):
+        rates = 3 * 65_536 / size / np.array([10, 100, 1000])
+        assert phases_of(plan) == [
+            (size, 3.0, momentum),
+            *((65_536, float(f"{rate:.6g}"), momentum) for rate in rates),
+        ]
+    decaying, growing = plans_of("resnet50", "imagenet").values()
+    assert phases_of(decaying) == [(8192, rate, 0.9) for rate in (3.2, 0.32, 0.032, 0.0032)]
+    assert phases_of(growing) == [(8192, 3.2, 0.9), *((16_384, rate, 0.9) for rate in (0.64, 0.064, 0.0064))]
+    for plan in (decaying, growing):
+        warm_up = plan.examples_seen[: plan.num_updates] / N < 5
+        np.testing.assert_allclose(plan.learning_rates[warm_up], 3.2 * np.arange(warm_up.sum()) * 8192 / N / 5)
+
+
+@pytest.mark.parametrize("figure", SCHEDULES)
+def test_the_small_copy_has_the_same_shares_growth_and_momentums(figure):
+    large, small = (plans_of(figure, name) for name in ("imagenet", "tiny_imagenet"))
+    for label, plan in large.items():
+        copy = small[label]
+        assert len(phases_of(copy)) == len(phases_of(plan))
+        np.testing.assert_array_equal(
+            [(batch / copy.batch_sizes[0], momentum) for batch, _, momentum in phases_of(copy)],
+            [(batch / plan.batch_sizes[0], momentum) for batch, _, momentum in phases_of(plan)],
+        )
+
+
+@pytest.mark.parametrize("name", FIGURE6)
+@pytest.mark.parametrize("figure", SCHEDULES)
+def test_the_controls_change_the_noise_or_the_length(figure, name):
+    plans = plans_of(figure, name, controls=True)
+    growing = list(plans_of(figure, name).values())[1 if figure != "figure7" else 0]
+    constant, short, decayed, twice = [plan for label, plan in plans.items() if label.startswith("Control")]
+    assert len(set(constant.learning_rates[constant.num_updates // 10 :])) == 1
+    assert short.num_updates == pytest.approx(growing.num_updates, rel=0.01)
+    assert decayed.batch_sizes.max() == growing.batch_sizes.max()
+    assert decayed.learning_rates[-1] < growing.learning_rates[-1]
+    assert twice.batch_sizes.max() == 2 * growing.batch_sizes.max()
+
+
+def test_the_table_of_plans_has_the_papers_words():
+    preset = FIGURE7["imagenet"]
+    head, *_, last = imagenet.plan_rows(preset, imagenet.raised_momentum(preset, preset.config))
+    assert head[:4] == ["schedule", "updates", "in the paper", "top-1 there, %"]
+    assert last == ["Momentum 0.975", "2,346", "below 2,500", "77.5, 76.8", "32,768 → 65,536"]
+
+
+def test_a_figure_is_trained_and_drawn(call, make_dataset, read_csv, tmp_path):
+    dataset = make_dataset(640, 100, (4, 4, 3), 100)
+    names = tuple(f"class {label}" for label in range(100))
+    cache.write(dataclasses.replace(dataset, name="tiny_imagenet_10", class_names=names), tmp_path / "data")
+    flags = ["--preset=tiny_imagenet", "--model=mlp", "--model_depth=1", "--num_epochs=3", "--seeds=1", "--jobs=1"]
+    flags += ["--microbatch_size=auto", f"--workdir={tmp_path / 'figure'}", "--nocontrols"]
+    result = call("figure6", *flags, BSJAX_DATA_DIR=str(tmp_path / "data"))
+    assert result.returncode == 0, result.stderr
+    for name in ("test acc. %", "test top5 acc. %", "in the paper"):
+        assert name in result.stdout
+    rows = read_csv(tmp_path / "figure" / "figure6_table.csv")
+    assert [(row["schedule"], row["updates"]) for row in rows] == [(imagenet.DECAYING, "60"), (imagenet.GROWING, "24")]
+    assert "final_test_top5_accuracy" in read_csv(tmp_path / "figure" / "summary.csv")[0]
+    assert (tmp_path / "figure" / "figure6.png").exists()
