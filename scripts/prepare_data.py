@@ -6,6 +6,7 @@
     .venv/bin/python scripts/prepare_data.py --dataset=imagenet2012 --source=ILSVRC   # with the official tar files
     .venv/bin/python scripts/prepare_data.py --dataset=shakespeare --source=input.txt           # own text
     .venv/bin/python scripts/prepare_data.py --dataset=openwebtext --source=openwebtext         # train.bin, val.bin
+    .venv/bin/python scripts/prepare_data.py --dataset=lm1b --tokens=bytes                      # TensorFlow Datasets
 
 --source takes the files that `bsjax.data.prepare` and `bsjax.data.prepare_text` list, or a folder that TensorFlow
 Datasets has prepared. Such a folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh
@@ -102,17 +103,18 @@ def read() -> prepare.Prepared:
     """The data set, from --source or TensorFlow Datasets."""
     name, source = _DATASET.value, _SOURCE.value
     of_text = given_of_text()
-    path = None if source is None else pathlib.Path(source).expanduser()
-    if path is not None and (_TOKENS.value or prepare_text.is_text(path)):
-        print(f"Reading {path}", flush=True)
-        return prepare_text.read_text(name, path, **of_text)
-    refuse(of_text, f"combined with a text as --source, not {source}")
-    if path is None:
+    if source is None:
+        refuse(of_text, "combined with files of tokens as --source", "vocab_size")
         print(f"Reading {name} with TensorFlow Datasets, which downloads it if it has not done so.", flush=True)
-        return from_tfds.download(name)
+        return from_tfds.download(name, **of_text)
+    path = pathlib.Path(source).expanduser()
     print(f"Reading {path}", flush=True)
     if from_tfds.find_folder(path):
-        return from_tfds.read_folder(name, path)
+        refuse(of_text, f"combined with files of tokens as --source, not {source}", "vocab_size")
+        return from_tfds.read_folder(name, path, **of_text)
+    if _TOKENS.value or prepare_text.is_text(path):
+        return prepare_text.read_text(name, path, **of_text)
+    refuse(of_text, f"combined with a text as --source, not {source}")
     return prepare.read_source(name, path, _ALLOW.value)
 
 
@@ -121,10 +123,11 @@ def given_of_text() -> dict[str, Any]:
     return {flag.name: flag.value for flag in _OF_TEXT if flag.value is not None}
 
 
-def refuse(given: dict[str, Any], allowed: str) -> None:
-    """Refuses the first of some flags."""
-    for name, value in given.items():
-        raise InvalidArgument(name, value, allowed)
+def refuse(given: dict[str, Any], allowed: str, *names: str) -> None:
+    """Refuses the first of some flags, or of those with these names."""
+    for name in names or given:
+        if name in given:
+            raise InvalidArgument(name, given[name], allowed)
 
 
 def prepare_records() -> None:

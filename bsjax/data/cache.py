@@ -23,6 +23,7 @@ import numpy as np
 
 from bsjax.data.dataset import Dataset
 from bsjax.data.image_files import holds_image_records
+from bsjax.data.joined_tokens import JoinedTokens
 from bsjax.data.sources import ArraySource, describe
 from bsjax.data.text import TextDataset
 from bsjax.errors import InvalidArgument
@@ -201,7 +202,7 @@ def _about(dataset: Dataset | TextDataset) -> dict[str, Any]:
     return {"class_names": list(dataset.class_names)}
 
 
-def _arrays(dataset: Dataset | TextDataset) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays(dataset: Dataset | TextDataset) -> Iterator[tuple[str, np.ndarray | JoinedTokens]]:
     if isinstance(dataset, TextDataset):
         yield from {"train_tokens": dataset.train_tokens, "test_tokens": dataset.test_tokens}.items()
         return
@@ -212,8 +213,14 @@ def _arrays(dataset: Dataset | TextDataset) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{split}_{key}s", examples[key].astype(dtype, copy=False)
 
 
-def _write_array(path: pathlib.Path, array: np.ndarray) -> dict[str, Any]:
-    np.save(path, array)
+def _write_array(path: pathlib.Path, array: np.ndarray | JoinedTokens) -> dict[str, Any]:
+    if isinstance(array, JoinedTokens):  # one part after the other, because all may be more than the memory
+        file = np.lib.format.open_memmap(path, "w+", array.dtype, array.shape)
+        for part, end in zip(array.parts, array.ends, strict=True):
+            file[end - len(part) : end] = part
+        file.flush()
+    else:
+        np.save(path, array)
     shape, dtype = list(array.shape), str(array.dtype)
     return {"shape": shape, "dtype": dtype, "size": path.stat().st_size, "crc32": _checksum(path)}
 

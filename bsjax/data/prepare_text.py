@@ -4,7 +4,7 @@
 |---|---|
 | a `.txt` file, or a folder of them, joined in the order of their names | its bytes, or its characters (UTF-8) |
 | a `.bin` file of uint16 tokens, as nanoGPT, llm.c and modded-nanogpt write them | those in the file |
-| a folder with `*train*.bin` and `*val*.bin` | those in the files, joined in the order of their names |
+| a folder with `*train*.bin` and `*val*.bin` | those in the files, one after the other in the order of their names |
 
 The end of a text is held out, to test on; of a folder of token files, the files named `val` are.
 """
@@ -12,10 +12,13 @@ The end of a text is held out, to test on; of a folder of token files, the files
 import hashlib
 import math
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bsjax.data.joined_tokens import JoinedTokens
 from bsjax.data.prepare import Prepared, missing
 from bsjax.data.text import TextDataset
 from bsjax.data.token_files import read_token_file
@@ -55,8 +58,7 @@ def read_text(
       InvalidArgument: there is no such file, a value is out of range, a file is damaged, or a token is beyond the
         vocabulary.
     """
-    share = 0.1 if test_share is None else test_share
-    check_number("test_share", share, lambda share: 0 < share < 1, "in (0, 1)", 0.1)
+    share = check_test_share(test_share)
     if not path.exists():
         raise missing(path)
     if path.suffix == ".bin" or (path.is_dir() and any(path.glob("*.bin"))):
@@ -68,31 +70,64 @@ def read_text(
     if vocab_size is not None:
         raise InvalidArgument("vocab_size", vocab_size, "left out for a text, whose vocabulary is its own")
     files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    tokens = check_choice("tokens", TOKENS[0] if tokens is None else tokens, TOKENS)
+    tokens = check_tokens(tokens)
     if not files:
         raise InvalidArgument("source", str(path), "a folder of .txt files, or of *train*.bin and *val*.bin")
-    data = b"".join(file.read_bytes() for file in files)
-    ids, vocabulary = _bytes_of(data) if tokens == "bytes" else _characters_of(path, data)
-    train, test = _split(path, ids, share)
-    dataset = TextDataset(name, train, test, len(vocabulary) or 256, vocabulary, _bytes_per_token(test, vocabulary))
+    dataset = encode(name, path, [b"".join(file.read_bytes() for file in files)], tokens, share)
     flags = {"tokens": tokens, "test_share": share}
     return Prepared(dataset, _source(path, files, f"text, {tokens}", flags))
 
 
-def _bytes_of(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
-    return np.frombuffer(data, np.uint8), ()
+def check_tokens(tokens: str | None) -> str:
+    """The kind of a text's tokens, one of `TOKENS`; None is the default."""
+    return check_choice("tokens", TOKENS[0] if tokens is None else tokens, TOKENS)
 
 
-def _characters_of(path: pathlib.Path, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The characters' numbers in the order of their code points, and the characters."""
+def check_test_share(test_share: float | None) -> float:
+    """The share of a text that is held out, in (0, 1); None is the default."""
+    share = 0.1 if test_share is None else test_share
+    check_number("test_share", share, lambda share: 0 < share < 1, "in (0, 1)", 0.1)
+    return share
+
+
+def encode(
+    name: str, path: pathlib.Path, texts: Sequence[bytes | bytearray], tokens: str, test_share: float | None
+) -> TextDataset:
+    """The tokens of a text, whose end is held out, or of a text to train on and one to test on.
+
+    Args:
+      name: of the data set.
+      path: where it comes from, for errors.
+      texts: one or two of them; the vocabulary is that of both.
+      tokens: one of `TOKENS`.
+      test_share: of one text, as in `read_text`.
+
+    Raises:
+      InvalidArgument: as in `read_text`.
+    """
+    ids, vocabulary = _bytes_of(texts) if tokens == "bytes" else _characters_of(path, texts)
+    train, test = ids if test_share is None else _split(path, ids[0], test_share)
+    return TextDataset(name, train, test, len(vocabulary) or 256, vocabulary, _bytes_per_token(test, vocabulary))
+
+
+def _bytes_of(texts: Sequence[bytes | bytearray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    return [np.frombuffer(text, np.uint8) for text in texts], ()
+
+
+def _characters_of(path: pathlib.Path, texts: Sequence[bytes | bytearray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """The characters' numbers in the order of their code points, for each text, and the characters."""
     try:
-        text = data.decode()
+        points = [np.frombuffer(text.decode().encode("utf-32-le"), "<u4") for text in texts]
     except UnicodeDecodeError as error:
-        found = f"its byte {error.start:,} is {data[error.start]:#04x}; --tokens=bytes takes any bytes"
+        found = f"its byte {error.start:,} is {error.object[error.start]:#04x}; --tokens=bytes takes any bytes"
         raise InvalidArgument("source", str(path), f"text in UTF-8; {found}") from None
-    points, ids = np.unique(np.frombuffer(text.encode("utf-32-le"), "<u4"), return_inverse=True)
-    dtype = np.min_scalar_type(max(len(points) - 1, 0))
-    return ids.astype(dtype), tuple(map(chr, points.tolist()))
+    occurs = np.zeros(sys.maxunicode + 1, bool)
+    for part in points:
+        occurs[part] = True
+    characters = np.flatnonzero(occurs)
+    numbers = np.zeros(len(occurs), np.min_scalar_type(max(len(characters) - 1, 0)))
+    numbers[characters] = np.arange(len(characters))
+    return [numbers[part] for part in points], tuple(map(chr, characters.tolist()))
 
 
 def _bytes_per_token(tokens: np.ndarray, vocabulary: tuple[str, ...]) -> float:
@@ -110,8 +145,10 @@ def _read_token_files(name: str, path: pathlib.Path, test_share: float, vocab_si
     else:
         files = [path]
     arrays = {file: _checked_tokens(file, vocab_size) for file in files}
+    train: np.ndarray | JoinedTokens
+    test: np.ndarray | JoinedTokens
     if path.is_dir():
-        train, test = (_joined([arrays[file] for file in part]) for part in parts)
+        train, test = (JoinedTokens([arrays[file] for file in part]) for part in parts)
     else:
         train, test = _split(path, arrays[path], test_share)
     size = vocab_size or 1 + max(TokenWindows(array, 1).max_token for array in (train, test))
@@ -133,11 +170,6 @@ def _checked_tokens(file: pathlib.Path, vocab_size: int | None) -> np.ndarray:
             found = f"of tokens in [0, {vocab_size}); its token {first:,} is {tokens[first]}"
             raise InvalidArgument("source", str(file), found)
     return tokens
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """One memory map, or the parts one after the other, in memory."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _split(path: pathlib.Path, tokens: np.ndarray, test_share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -95,12 +95,12 @@ class ArraySource:
         """Name, dtype, shape and CRC-32 of every array."""
         named, _ = jax.tree_util.tree_flatten_with_path(self.examples)
         names = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
-        return ", ".join(describe(name, array, _crc32(array)) for name, (_, array) in zip(names, named, strict=True))
+        return ", ".join(describe(name, array, crc32(array)) for name, (_, array) in zip(names, named, strict=True))
 
 
-def describe(name: str, array: np.ndarray, crc32: str) -> str:
+def describe(name: str, array: Any, checksum: str) -> str:
     """The part of a fingerprint for one array."""
-    return f"{name} {array.dtype} {list(array.shape)} {crc32}".lstrip()
+    return f"{name} {array.dtype} {list(array.shape)} {checksum}".lstrip()
 
 
 def _check_leaf(name: str, leaf: Any) -> None:
@@ -113,8 +113,8 @@ def _check_leaf(name: str, leaf: Any) -> None:
         raise InvalidArgument(name, found, "an array [N, ...] of at least one example")
 
 
-def _crc32(array: np.ndarray) -> str:
-    """Reads a memory map in blocks, not as a whole."""
+def crc32(array: Any) -> str:
+    """Of an array [n, ...]; reads a memory map in blocks, not as a whole."""
     rows = max(1, _BLOCK * len(array) // array.nbytes)
     checksum = 0
     for start in range(0, len(array), rows):

@@ -5,6 +5,7 @@ import functools
 
 import numpy as np
 
+from bsjax.data.joined_tokens import JoinedTokens
 from bsjax.data.token_windows import TokenWindows
 
 
@@ -14,7 +15,7 @@ class TextDataset:
 
     Args:
       name: name of the data set.
-      train_tokens: whole numbers [n] in [0, vocab_size), an array or a memory map.
+      train_tokens: whole numbers [n] in [0, vocab_size): an array, a memory map, or several of them.
       test_tokens: those that are held out, of the same dtype.
       vocab_size: the number of different tokens.
       vocabulary: the text of each token; empty where it is not known.
@@ -28,8 +29,8 @@ class TextDataset:
     """
 
     name: str
-    train_tokens: np.ndarray
-    test_tokens: np.ndarray
+    train_tokens: np.ndarray | JoinedTokens
+    test_tokens: np.ndarray | JoinedTokens
     vocab_size: int
     vocabulary: tuple[str, ...] = ()
     bytes_per_token: float | None = None
@@ -56,7 +57,7 @@ class TextDataset:
         """The test examples."""
         return self._windows_of(self.test_tokens, self.fingerprints[1])
 
-    def _windows_of(self, tokens: np.ndarray, fingerprint: str | None) -> TokenWindows:
+    def _windows_of(self, tokens: np.ndarray | JoinedTokens, fingerprint: str | None) -> TokenWindows:
         # Tokens with a known fingerprint are those of a file, which was checked when it was written.
         max_token = self.vocab_size - 1 if fingerprint else None
         return TokenWindows(tokens, self.context_length, fingerprint, max_token)

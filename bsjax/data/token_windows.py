@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 
-from bsjax.data.sources import ArraySource
+from bsjax.data.joined_tokens import JoinedTokens
+from bsjax.data.sources import crc32, describe
 from bsjax.errors import InvalidArgument, check_whole
 
 _BLOCK = 1 << 20  # tokens that are looked at at a time
@@ -21,7 +22,7 @@ class TokenWindows:
     and for the last (n - 1) mod C, which do not fill a window. Examples are {"tokens": [C + 1]} in the tokens' dtype.
 
     Args:
-      tokens: whole numbers [n], n > C: an array, or a memory map, which stays on the disk.
+      tokens: whole numbers [n], n > C: an array; a memory map, which stays on the disk; or several, `JoinedTokens`.
       context_length: C.
       fingerprint: of all the tokens, if it is known; default, computed on first use.
       max_token: no token is larger, if that is known.
@@ -37,19 +38,26 @@ class TokenWindows:
     """
 
     def __init__(
-        self, tokens: np.ndarray, context_length: int, fingerprint: str | None = None, max_token: int | None = None
+        self,
+        tokens: np.ndarray | JoinedTokens,
+        context_length: int,
+        fingerprint: str | None = None,
+        max_token: int | None = None,
     ):
         found = f"{getattr(tokens, 'dtype', type(tokens).__name__)} {list(np.shape(tokens))}"
-        if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise InvalidArgument("tokens", found, "a numpy array [n] of whole numbers")
+        is_array = isinstance(tokens, np.ndarray | JoinedTokens) and tokens.ndim == 1
+        if not is_array or tokens.dtype.kind not in "iu" or not tokens.dtype.isnative:
+            raise InvalidArgument("tokens", found, "a numpy array [n] of whole numbers in this machine's byte order")
         check_whole("context_length", context_length)
         if (largest := len(tokens) - 1) < context_length:
             allowed = f"less than the {len(tokens):,} tokens, because a window has one token more"
             raise InvalidArgument("context_length", context_length, allowed, largest if largest > 0 else None)
         self.context_length = context_length
-        self._array = ArraySource({"tokens": tokens}, fingerprint)
-        self.tokens: np.ndarray = self._array.examples["tokens"]
-        self.nbytes: int | None = len(self) * (context_length + 1) * self.tokens.itemsize
+        # JAX takes no np.memmap.
+        self.tokens = tokens if isinstance(tokens, JoinedTokens) else np.asarray(tokens)
+        self.nbytes: int | None = len(self) * (context_length + 1) * tokens.dtype.itemsize
+        if fingerprint is not None:
+            self._checksum = fingerprint
         if max_token is not None:
             self.max_token = max_token
 
@@ -65,7 +73,11 @@ class TokenWindows:
     @property
     def fingerprint(self) -> str:
         """The context length, and a checksum of the tokens."""
-        return f"windows of {self.context_length}, {self._array.fingerprint}"
+        return f"windows of {self.context_length}, {self._checksum}"
+
+    @functools.cached_property
+    def _checksum(self) -> str:
+        return describe("tokens", self.tokens, crc32(self.tokens))
 
     @functools.cached_property
     def max_token(self) -> int:

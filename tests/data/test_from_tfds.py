@@ -54,6 +54,27 @@ class OnlyTrain(SmallPictures):
     splits = ("train",)
 
 
+class Sentences(tfds.core.GeneratorBasedBuilder):
+    """A text for each example, as lm1b has them; with one each, it is as tiny_shakespeare."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    texts: dict = {"train": ["Ça ira.", "Ah!", "世界"], "validation": ["no", "such"], "test": ["Ö, wie", "wahr"]}  # noqa: RUF012
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(texts) for split, texts in self.texts.items()}
+
+    def _generate_examples(self, texts):
+        yield from ((i, {"text": text}) for i, text in enumerate(texts))
+
+
+class OneText(Sentences):
+    texts: dict = {"train": ["To be, or not to be"]}  # noqa: RUF012
+
+
 class Fails(SmallPictures):
     error = None
 
@@ -119,8 +140,8 @@ def test_by_name(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("builder_class", "message"),
     [
-        (ManySizes, r"a data set of uint8 images of one size, each with a class; it has .*shape=\(None, None, 3\)"),
-        (Unsupervised, "a data set of uint8 images of one size, each with a class; it has "),
+        (ManySizes, r"a data set with a feature text, or of uint8 images of one size, .*shape=\(None, None, 3\)"),
+        (Unsupervised, "a data set with a feature text, or of uint8 images of one size, each with a class; it has "),
         (OnlyTrain, r"a data set with the split train, and test or validation; it has \['train'\]"),
     ],
 )
@@ -129,6 +150,60 @@ def test_what_is_no_image_classification_of_one_size(prepared, builder_class, me
     with pytest.raises(InvalidArgument, match=f"dataset is 'mine'; it must be {message}") as error:
         from_tfds.read_folder("mine", folder)
     assert "\n" not in str(error.value)
+
+
+def text_of(dataset, tokens):
+    vocabulary = dataset.vocabulary or [bytes([i]) for i in range(256)]
+    return type(vocabulary[0])().join(vocabulary[token] for token in np.asarray(tokens))
+
+
+@pytest.mark.parametrize("tokens", [None, "bytes"])
+def test_sentences_become_a_text_whose_test_split_is_held_out(prepared, tmp_path, tokens):
+    prepared(Sentences)
+    folder = tmp_path / "tfds" / "sentences"
+    dataset, source = from_tfds.read_folder("mine", folder, tokens)
+    for split, found in (("train", dataset.train_tokens), ("test", dataset.test_tokens)):
+        text = text_of(dataset, found)
+        text = text if tokens is None else text.decode()
+        assert sorted(text.split("\n")) == sorted(Sentences.texts[split])  # TensorFlow Datasets shuffles them
+    everything = set("\n".join(Sentences.texts["train"] + Sentences.texts["test"]))
+    assert dataset.vocabulary == (tuple(sorted(everything)) if tokens is None else ())
+    assert source["splits"] == ["train", "test"]
+    cache.write(dataset, tmp_path / "data", source)
+    found = load_dataset("mine", tmp_path / "data")
+    np.testing.assert_array_equal(found.train_tokens, dataset.train_tokens)
+    (tmp_path / "data" / "mine" / "test_tokens.npy").unlink()
+    command = f"--source={folder / '1.0.0'} --tokens={tokens or 'characters'} --data_dir="
+    with pytest.raises(InvalidArgument, match=f"prepared again, because .*{re.escape(command)}"):
+        load_dataset("mine", tmp_path / "data")
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_end_of_a_text_without_a_test_split_is_held_out(prepared):
+    folder = pathlib.Path(prepared(OneText).data_dir)
+    dataset, source = from_tfds.read_folder("mine", folder, test_share=0.5)
+    assert text_of(dataset, dataset.train_tokens) == "To be, or"
+    assert text_of(dataset, dataset.test_tokens) == " not to be"
+    assert source["flags"] == {"tokens": "characters", "test_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("builder_class", "options", "message"),
+    [
+        (Sentences, {"tokens": "byte"}, "tokens is 'byte'; it must be one of characters, bytes; nearest: bytes"),
+        (
+            Sentences,
+            {"test_share": 0.5},
+            "test_share is 0.5; it must be left out for mine, whose split test is held out",
+        ),
+        (OneText, {"test_share": 1.5}, r"test_share is 1.5; it must be in \(0, 1\); nearest: 0.1"),
+        (SmallPictures, {"tokens": "bytes"}, "tokens is 'bytes'; it must be left out for mine, which is no text"),
+    ],
+)
+def test_options_that_do_not_fit(prepared, builder_class, options, message):
+    folder = pathlib.Path(prepared(builder_class).data_dir)
+    with pytest.raises(InvalidArgument, match=f"^{message}$"):
+        from_tfds.read_folder("mine", folder, **options)
 
 
 def test_a_damaged_folder(prepared):
@@ -157,7 +232,9 @@ def test_a_download_that_fails(tmp_path, monkeypatch, error, message):
 
 def test_nothing_is_downloaded_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", lambda name: ManySizes(data_dir=tmp_path, file_format="array_record"))
-    with pytest.raises(InvalidArgument, match="dataset is 'many_sizes'; it must be a data set of uint8 images of one"):
+    with pytest.raises(
+        InvalidArgument, match="dataset is 'many_sizes'; it must be a data set with a feature text, or of"
+    ):
         from_tfds.download("many_sizes")
     assert not list(tmp_path.iterdir())
 

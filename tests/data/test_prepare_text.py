@@ -55,8 +55,12 @@ def test_token_files(tmp_path):
         tokens.tofile(tmp_path / f"{name}.bin")
     assert prepare_text.is_text(tmp_path)
     dataset, source = prepare_text.read_text("web", tmp_path)
-    for found, expected in zip(parts(dataset), (np.concatenate([one, two]), val), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert all(isinstance(part.base, np.memmap) for part in dataset.train_tokens.parts)  # nothing is in memory
+    cache.write(dataset, tmp_path / "data", source)
+    for read in (dataset, load_dataset("web", tmp_path / "data")):
+        np.testing.assert_array_equal(read.train_tokens[np.arange(800)], np.concatenate([one, two]), strict=True)
+        np.testing.assert_array_equal(read.test_tokens[:], val, strict=True)
+    assert isinstance(read.train_tokens.base, np.memmap)
     assert (dataset.vocab_size, dataset.vocabulary, dataset.bytes_per_token) == (1235, (), None)
     assert prepare_text.read_text("web", tmp_path, vocab_size=50_257).dataset.vocab_size == 50_257
     assert list(source["md5"]) == ["fineweb_train_000001.bin", "fineweb_train_000002.bin", "fineweb_val_000000.bin"]

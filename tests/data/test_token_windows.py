@@ -4,16 +4,18 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsjax import InvalidArgument
-from bsjax.data import ExampleStream, TextDataset, TokenWindows, read_token_file
+from bsjax.data import ExampleStream, JoinedTokens, TextDataset, TokenWindows, read_token_file
 from bsjax.data.token_files import MAGIC
 
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=50)
 TOKENS = np.random.RandomState(0).randint(50_257, size=1000).astype(np.uint16)
 
 
+@PROPERTY
 @given(st.integers(2, 300), st.integers(1, 299), st.integers(0, 10))
 def test_an_epoch_predicts_each_token_once_but_the_first_and_the_tail(size, context, seed):
     context = min(context, size - 1)
@@ -42,6 +44,34 @@ def test_memory_maps_stay_on_the_disk_and_read_the_same(tmp_path):
     assert isinstance(mapped.tokens.base, np.memmap)
     np.testing.assert_array_equal(mapped.gather(np.arange(99))["tokens"], here.gather(np.arange(99))["tokens"])
     assert mapped.fingerprint == here.fingerprint
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(1, 30), st.data())
+def test_several_arrays_are_as_one(sizes, context, data):
+    sizes = [*sizes, max(2, context + 1 - sum(sizes))]
+    tokens = TOKENS[: sum(sizes)]
+    joined = JoinedTokens(np.split(tokens, np.cumsum(sizes)[:-1]))
+    one, several = (TokenWindows(either, context) for either in (tokens, joined))
+    assert (len(several), several.nbytes, several.max_token) == (len(one), one.nbytes, one.max_token)
+    assert several.fingerprint == one.fingerprint
+    indices = np.array(data.draw(st.lists(st.integers(0, len(one) - 1), max_size=8)), int)
+    np.testing.assert_array_equal(several.gather(indices)["tokens"], one.gather(indices)["tokens"], strict=True)
+    bound = data.draw(st.integers(0, 50_257))
+    assert several.first_beyond(bound) == one.first_beyond(bound)
+
+
+def test_what_cannot_be_joined():
+    for parts, message in (
+        ([], r"parts is \[\]; it must be arrays of one dtype"),
+        ([TOKENS, TOKENS.astype(np.int32)], r"parts is \['int32', 'uint16'\]; it must be arrays of one dtype"),
+        ([TOKENS.astype(float)], r"parts is 'float64 \[1000\]'; it must be arrays \[n\] of whole numbers"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"^{message}$"):
+            JoinedTokens(parts)
+    for index in (-1, 2000, [0, 2000]):
+        with pytest.raises(IndexError, match="indices of 2,000 tokens are from 0 on"):
+            JoinedTokens([TOKENS, TOKENS])[index]
 
 
 def test_the_fingerprint_is_of_all_the_tokens_and_the_context():
