@@ -12,27 +12,35 @@ class Timer:
 
     Args:
       engine: measures its own compilation.
-
-    Attributes:
-      training_s: seconds of updates, without compilation and evaluation.
     """
 
     def __init__(self, engine: Engine):
         self._engine = engine
         self._started = time.perf_counter()
         self._before: Mapping[str, float] = {}
-        self.training_s = 1e-9
+        self._training_s = 1e-9
+        self._since: float | None = None  # when the training that runs began
+
+    @property
+    def training_s(self) -> float:
+        """Seconds of updates until now, without compilation and evaluation."""
+        return self._training_s + (0.0 if self._since is None else self._now() - self._since)
 
     def resume(self, before: Mapping[str, float]) -> None:
         """Adds the times that `to_json` returned in the previous call."""
-        self._before, self.training_s = before, before["training_s"]
+        self._before, self._training_s = before, before["training_s"]
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Counts the time inside as training, without the time that waits for compilation."""
-        start = time.perf_counter() - self._engine.stall_time_s
-        yield
-        self.training_s += time.perf_counter() - self._engine.stall_time_s - start
+        self._since = self._now()
+        try:
+            yield
+        finally:
+            self._training_s, self._since = self.training_s, None
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._engine.stall_time_s
 
     def totals(self) -> dict[str, float]:
         """Seconds of the whole run, of compilation, and of training's waits for compilation."""

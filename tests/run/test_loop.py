@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 import types
 
 import jax
@@ -56,6 +57,22 @@ def test_evaluations_and_lines_are_on_a_clock_of_examples(fake_run, tmp_path, ev
 
     _, _, lines = fake_run(tmp_path / "lines", eval_every_epochs=1.0, log_every_epochs=every)
     assert [line["update"] for line in lines if "train_loss" in line] == expected
+
+
+def test_lines_that_are_read_in_one_go_have_their_own_times(fake_engine, tmp_path, monkeypatch):
+    """As at the end, where the updates that the loop was ahead of are read together."""
+    engine, update = fake_engine(N, np.ones(16)), fake_engine.update
+
+    def with_metrics_that_take_time(*arguments):
+        state, metrics = update(engine, *arguments)
+        return state, types.SimpleNamespace(read=lambda: time.sleep(0.01) or metrics.read())
+
+    monkeypatch.setattr(engine, "update", with_metrics_that_take_time)
+    train(engine, PLAN, tmp_path, Intervals(log_every_epochs=0.2), show="none")
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train_loss" in line]
+    assert len(lines) == 16
+    for line in lines:
+        assert line["examples_per_second"] < line["batch_size"] / 0.01
 
 
 def test_lines_hold_the_means_over_examples(fake_run, tmp_path):
