@@ -94,8 +94,7 @@ class _BareSide:
         self._stream, self._seen, self._batch_size = ExampleStream(NUM_WINDOWS, seed=0), 0, batch_size
         index = self._stream.indices(0, batch_size)
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*self._state, self._tokens, index)
-        options = compiler_options(jax.devices()[0], lowered.as_text())  # as the engine's
-        self._step = lowered.compile(compiler_options=options)
+        self._step = lowered.compile(compiler_options=compiler_options(jax.devices()[0]))  # as the engine's
         self._wait = jax.block_until_ready
         self.run(1)
         return {"seconds_per_update": seconds_per_update(self.run), "form": "one program"}

@@ -27,8 +27,9 @@ from bsjax.errors import InvalidArgument, check_choice
 from bsjax.models.ghost_batch_norm import AXIS_NAME
 
 MAPPINGS = ("pmap", "shard_map")
-# What XLA may leave to YNNPACK, a library of kernels for CPUs; the rest is Eigen's. Its default has convolutions, too.
-_KERNELS_OPTION, _KERNELS = "xla_cpu_experimental_ynn_fusion_type", ("DOT", "REDUCE")
+# What XLA leaves to YNNPACK, a library of kernels for CPUs: its default without convolutions, which are Eigen's then.
+_KERNELS = ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "REDUCE", "INDIVIDUAL_DOT"))
+_EIGENS_CONVOLUTIONS = {"xla_cpu_experimental_ynn_fusion_type": _KERNELS}
 
 
 def mapped(function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()) -> Any:
@@ -66,7 +67,7 @@ class Program:
     def __init__(self, function: Callable, devices: Sequence[jax.Device], donate_argnums: tuple[int, ...] = ()):
         self._mapped = mapped(function, devices, donate_argnums)
         self._sharding = _stacked(devices)
-        self._device = devices[0]
+        self._compiler_options = compiler_options(devices[0])
         self._executables: dict[Any, jax.stages.Compiled] = {}
         self._function, self._num_devices = function, len(devices)
         self._lowered: dict[Any, Any] = {}  # until their cost is known
@@ -86,9 +87,8 @@ class Program:
         with self._locks.setdefault(shape, threading.Lock()):
             if shape not in self._executables:
                 start = time.perf_counter()
-                self._lowered[shape] = lowered = self._lower(*args)
-                options = compiler_options(self._device, lowered.as_text())
-                self._executables[shape] = lowered.compile(compiler_options=options)
+                self._lowered[shape] = self._lower(*args)
+                self._executables[shape] = self._lowered[shape].compile(compiler_options=self._compiler_options)
                 with self._counting:  # two shapes may be compiled at the same time
                     self.num_compilations += 1
                     self.compile_time_s += time.perf_counter() - start
@@ -138,22 +138,14 @@ def all_devices() -> list[jax.Device]:
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
 
 
-def compiler_options(device: jax.Device, program: str = "") -> dict[str, Any]:
+def compiler_options(device: jax.Device) -> dict[str, Any]:
     """What XLA is to do otherwise than by default, if this version of it can.
 
     On several cores of a CPU: Eigen's convolutions, because those of YNNPACK keep one core busy. On one, YNNPACK's are
-    as fast. A program with batched products and no convolutions, such as a transformer's, is faster as well if XLA does
-    not give single products to YNNPACK before it fuses what is around them (docs/speed.md).
-
-    Args:
-      device: that the program runs on.
-      program: its StableHLO.
+    as fast.
     """
-    attends = "batching_dims" in program and "stablehlo.convolution" not in program
-    kernels = _KERNELS if attends else (*_KERNELS, "INDIVIDUAL_DOT")
-    options = {_KERNELS_OPTION: ",".join(f"LIBRARY_FUSION_TYPE_{name}" for name in kernels)}
     is_for_cores = device.platform == "cpu" and num_cores() > 1
-    return options if is_for_cores and _are_known(*options.items()) else {}
+    return _EIGENS_CONVOLUTIONS if is_for_cores and _are_known(*_EIGENS_CONVOLUTIONS.items()) else {}
 
 
 def num_cores() -> int:

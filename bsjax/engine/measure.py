@@ -232,7 +232,7 @@ def _surroundings(devices: Sequence[jax.Device]) -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu": f"{cpu or platform.machine()}, {num_cores()} cores",
-        "compiler_options": [compiler_options(devices[0], program) for program in ("", "batching_dims")],
+        "compiler_options": compiler_options(devices[0]),
         "jax": jax.__version__,
         "x64": bool(jax.config.read("jax_enable_x64")),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -123,7 +123,8 @@ class Transformer(nn.Module):
         x_BxTxD = _Norm(_Sizes.of(self), name="norm")(x_BxTxD)
         if not self.tie_embeddings:
             embedding_VxD = self.param("head", init, (self.vocab_size, self.width), jnp.float32)
-        logits_BxTxV = jnp.einsum("btd,vd->btv", x_BxTxD, embedding_VxD.astype(self.dtype))
+        logits_BTxV = x_BxTxD.reshape(-1, self.width) @ embedding_VxD.astype(self.dtype).T
+        logits_BxTxV = logits_BTxV.reshape(*tokens_BxT.shape, self.vocab_size)
         return logits_BxTxV.astype(np.promote_types(self.dtype, np.float32))
 
 
@@ -206,7 +207,19 @@ class _Block(nn.Module):
         """A linear layer; `adds`: its output is added to the block's input."""
         deviation = 0.02 / np.sqrt(2 * self.sizes.depth) if adds else 0.02
         init = nn.initializers.normal(deviation)
-        return nn.Dense(features, self.sizes.use_bias, dtype=self.sizes.dtype, kernel_init=init, name=name)
+        return _Dense(features, self.sizes.use_bias, dtype=self.sizes.dtype, kernel_init=init, name=name)
+
+
+class _Dense(nn.Dense):
+    """A linear layer of a matrix with a row per token.
+
+    XLA would copy one with two axes of rows into a transposed array for the kernel's gradient, and on a CPU compute
+    there, column by column, all that is fused with the copy, such as GELU's gradient (docs/speed.md).
+    """
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        y_BTxF = super().__call__(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))
+        return y_BTxF.reshape(*x_BxTxD.shape[:-1], self.features)
 
 
 class _Norm(nn.Module):

@@ -76,24 +76,9 @@ def test_convolutions_are_eigens_on_several_cores(monkeypatch, cores):
         assert "ynn" not in program._executables["shape"].as_text()
 
 
-def test_single_products_stay_with_xla_where_others_are_batched(monkeypatch):
-    monkeypatch.setattr("bsjax.engine.devices.num_cores", lambda: 2)
-
-    def gives_away_products(function):
-        text = jax.jit(function).lower(np.ones((4, 8, 8), np.float32)).as_text()
-        return "INDIVIDUAL_DOT" in compiler_options(jax.devices()[0], text)["xla_cpu_experimental_ynn_fusion_type"]
-
-    def attend(x):
-        return x @ jnp.einsum("bij,bjk->bik", x, x)
-
-    assert gives_away_products(lambda x: x[0] @ x[1])
-    assert not gives_away_products(attend)
-    assert gives_away_products(lambda x: attend(x) + jax.lax.conv(x, x[:, :, :1], (1,), "SAME")[:, :4, None].mean())
-
-
 def test_an_xla_without_the_option_compiles_as_it_likes(monkeypatch):
     monkeypatch.setattr("bsjax.engine.devices.num_cores", lambda: 2)
-    monkeypatch.setattr("bsjax.engine.devices._KERNELS_OPTION", "xla_cpu_no_such_option")
+    monkeypatch.setattr("bsjax.engine.devices._EIGENS_CONVOLUTIONS", {"xla_cpu_no_such_option": "1"})
     assert compiler_options(jax.devices()[0]) == {}
 
 

@@ -1,6 +1,7 @@
 """The transformer: sizes, a plain forward pass, causality, rotary positions, dropout and types."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +187,18 @@ def test_layers_compute_in_bfloat16_with_float32_parameters():
     with jax.numpy_dtype_promotion("standard"):  # which the gradient of JAX's attention needs
         grads = jax.eval_shape(jax.grad(mean_square), shapes)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHER], ids=["default", "other"])
+def test_no_gradient_of_a_matrix_sums_over_two_axes(changes):
+    """XLA would make a transposed copy of its operand first. Attention's products, which are batched, are its own."""
+    model = Transformer(**SMALL | changes)
+    loss = jax.grad(lambda params, tokens: model.apply({"params": params}, tokens).mean())
+    program = jax.jit(loss).lower(shapes_of(model), TOKENS).as_text()
+    single = [line for line in program.splitlines() if "dot_general" in line and "batching_dims" not in line]
+    summed = {re.search(r"contracting_dims = (\[.*?\]) x", line)[1] for line in single}
+    assert "[0]" in summed  # the gradient of a kernel
+    assert not any("," in axes for axes in summed)
 
 
 @pytest.mark.parametrize(
