@@ -7,7 +7,7 @@ their differences to the first one. The controls show what the data set does not
 other noise (`--nocontrols` leaves them out).
 """
 
-from experiments.harness import cli, figures, presets, studies
+from experiments.harness import cli, figures, presets, schedule_figure, studies
 
 
 def main() -> None:
@@ -15,20 +15,7 @@ def main() -> None:
     study = studies.study_from_flags()
     schedules = presets.section_5_2(study.preset, study.config)
     results = figures.train(study, schedules, lambda: presets.controls(study.preset, study.config))
-    metric = figures.metric_of(results)
-    curves = {label: figures.curve(group, f"test_{metric}") for label, group in results.items()}
-
-    scale = figures.scale_of(study, metric)
-    figure, panels = figures.draw_schedules(curves, scale)
-    panels[0, 1].set_xscale("log")
-    figures.plain_ticks(panels[0, 1].xaxis)
-    figures.zoom(panels[0], curves, scale.factor)
-    figures.caption(figure, study, scale)
-    table = figures.print_results(results, study)
-    figures.print_notes(study, table)
-    figures.print_published(study.preset.published)
-    rows = figures.curve_rows(curves, f"test_{metric}", resolution=scale.resolution)
-    figures.save(figure, study.workdir, "figure5", rows, table, jobs=figures.jobs_of(study))
+    schedule_figure.report(study, "figure5", results, lambda: figures.print_published(study.preset.published))
 
 
 if __name__ == "__main__":

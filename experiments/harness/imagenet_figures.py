@@ -1,10 +1,10 @@
-"""What the figures of ImageNet share: the table of plans, the pictures of both accuracies' schedules, the flags."""
+"""What the figures of ImageNet share: flags, plans and tables of both accuracies."""
 
 from collections.abc import Callable, Mapping
 
 from absl import flags
 
-from experiments.harness import cli, figures, imagenet, studies
+from experiments.harness import cli, figures, imagenet, schedule_figure, studies
 from experiments.harness.config import Config
 from experiments.harness.imagenet import ImageNetPreset
 
@@ -31,20 +31,11 @@ def _main(name: str, choices: Mapping[str, ImageNetPreset], schedules: Schedules
         figures.print_table(imagenet.plan_rows(study.preset, configs))
         return
     results = figures.train(study, configs, lambda: imagenet.controls(study.preset, study.config))
-    metric = figures.metric_of(results)
-    curves = {label: figures.curve(group, f"test_{metric}") for label, group in results.items()}
 
-    scale = figures.scale_of(study, metric)
-    figure, panels = figures.draw_schedules(curves, scale)
-    panels[0, 1].set_xscale("log")
-    figures.plain_ticks(panels[0, 1].xaxis)
-    figures.zoom(panels[0], curves, scale.factor)
-    figures.caption(figure, study, scale)
-    table = figures.print_results(results, study)
-    if any("final_test_top5_accuracy" in result.summary for group in results.values() for result in group):
-        figures.print_results(results, study, metric="top5_accuracy")
-    figures.print_notes(study, table)
-    print()
-    figures.print_table(imagenet.plan_rows(study.preset, configs))
-    rows = figures.curve_rows(curves, f"test_{metric}", resolution=scale.resolution)
-    figures.save(figure, study.workdir, name, rows, table, jobs=figures.jobs_of(study))
+    def print_more() -> None:
+        if any("final_test_top5_accuracy" in result.summary for group in results.values() for result in group):
+            figures.print_results(results, study, metric="top5_accuracy")
+        print()
+        figures.print_table(imagenet.plan_rows(study.preset, configs))
+
+    schedule_figure.report(study, name, results, print_more)
