@@ -84,10 +84,12 @@ class _Catcher:
             os.write(2, message.encode())  # the signal may have interrupted a print
         else:
             signal.signal(signum, signal.SIG_DFL)
-        for at_first, at_second in self.calls:
-            at_first() if is_first else at_second()
-        if not is_first:
-            os.kill(os.getpid(), signum)
+        try:
+            for at_first, at_second in self.calls:
+                at_first() if is_first else at_second()
+        finally:
+            if not is_first:  # even if a call fails, such as a print that the signal has interrupted in another one
+                os.kill(os.getpid(), signum)
 
 
 @contextlib.contextmanager

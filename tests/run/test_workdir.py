@@ -58,10 +58,10 @@ def test_a_signal_is_noted_for_a_script_and_for_the_run_inside(capfd, signum):
 
 def test_a_second_signal_ends_the_process(start_python):
     code = """
-import time
+import os, time
 from bsjax.run import workdir
-with workdir.catch_signals(at_second=lambda: print("bye", flush=True)):
-    print("ready", flush=True)
+with workdir.catch_signals(at_second=lambda: os.write(1, b"bye")):
+    os.write(1, b"ready\\n")
     while True:
         time.sleep(600)
 """
@@ -71,7 +71,19 @@ with workdir.catch_signals(at_second=lambda: print("bye", flush=True)):
         assert "stopping" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == -signal.SIGTERM
-        assert process.stdout.read() == "bye\n"
+        assert process.stdout.read() == "bye"
+
+
+def test_a_second_signal_ends_the_process_even_if_a_call_fails(start_python):
+    code = """
+import os, signal
+from bsjax.run import workdir
+with workdir.catch_signals(at_second=lambda: 1 / 0):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    with start_python("-c", code) as process:
+        assert process.wait(20) == -signal.SIGTERM
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
