@@ -53,6 +53,41 @@ def create_optimizer(
     >>> sorted(tx.init({"w": jnp.ones(2)}).hyperparams)
     ['b2', 'learning_rate', 'momentum']
     """
+    _check(name, weight_decay, max_grad_norm, b2, ema_decay, scheduled)
+
+    # Checkpoints are recognised by the names of these functions and of what they close over, see `describe_constants`.
+    def step(learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
+        mask = None if decay_biases_and_norms else _matrices_and_kernels
+        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+        decays = "weight_decay" in scheduled or weight_decay
+        if name in _FROM_OPTAX:
+            return optax.chain(*clip, _FROM_OPTAX[name](learning_rate, momentum, b2, eps, weight_decay, mask))
+        decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []
+        rescale = _rescale(name, momentum, b2, eps)
+        gradient = rescale + decay if name == "adamw" else decay + rescale
+        return optax.chain(*clip, *gradient, optax.scale_by_learning_rate(learning_rate))
+
+    def optimizer(
+        learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any, ema_decay: Any
+    ) -> optax.GradientTransformation:
+        steps = step(learning_rate, momentum, weight_decay, b2, eps)
+        return steps if ema_decay is None else optax.chain(steps, average_parameters(ema_decay))
+
+    others = {"weight_decay": weight_decay, "b2": b2, "eps": eps, "ema_decay": ema_decay}
+    momentum = None if name == "sgd" else 0.0
+    injected = optax.inject_hyperparams(optimizer, static_args=set(others).difference(scheduled))
+    return injected(learning_rate=0.0, momentum=momentum, **others)
+
+
+def _check(
+    name: str,
+    weight_decay: float,
+    max_grad_norm: float | None,
+    b2: float,
+    ema_decay: float | None,
+    scheduled: Collection[str],
+) -> None:
+    """Refuses arguments of `create_optimizer`."""
     check_choice("optimizer", name, OPTIMIZERS)
     schedulable = ["weight_decay", *(("b2", "eps") if name in WITH_B2 else ())]
     schedulable += [] if ema_decay is None else ["ema_decay"]
@@ -67,39 +102,13 @@ def create_optimizer(
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise InvalidArgument("ema_decay", ema_decay, "in [0, 1), or None", 0.999)
 
-    def step(learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
-        mask = None if decay_biases_and_norms else _matrices_and_kernels
-        clip = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
-        if name == "lars":
-            everything = mask is None
-            return optax.chain(*clip, optax.lars(learning_rate, weight_decay, everything or mask, momentum=momentum))
-        if name == "lamb":
-            return optax.chain(
-                *clip, optax.lamb(learning_rate, momentum, b2, eps, weight_decay=weight_decay, mask=mask)
-            )
-        if name == "muon":
-            decay_of_others = weight_decay if decay_biases_and_norms else 0.0
-            return optax.chain(*clip, _muon(learning_rate, momentum, b2, eps, weight_decay, decay_of_others))
-        if name in ("adam", "adamw"):
-            rescale = [optax.scale_by_adam(momentum, b2, eps)]
-        else:
-            rescale = [optax.scale_by_rms(b2, eps, eps_in_sqrt=False)] if name == "rmsprop" else []
-            rescale += [] if name == "sgd" else [optax.trace(momentum, nesterov=name == "nesterov")]
-        decays = "weight_decay" in scheduled or weight_decay
-        decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []
-        gradient = rescale + decay if name == "adamw" else decay + rescale
-        return optax.chain(*clip, *gradient, optax.scale_by_learning_rate(learning_rate))
 
-    def optimizer(
-        learning_rate: Any, momentum: Any, weight_decay: Any, b2: Any, eps: Any, ema_decay: Any
-    ) -> optax.GradientTransformation:
-        steps = step(learning_rate, momentum, weight_decay, b2, eps)
-        return steps if ema_decay is None else optax.chain(steps, average_parameters(ema_decay))
-
-    others = {"weight_decay": weight_decay, "b2": b2, "eps": eps, "ema_decay": ema_decay}
-    momentum = None if name == "sgd" else 0.0
-    injected = optax.inject_hyperparams(optimizer, static_args=set(others).difference(scheduled))
-    return injected(learning_rate=0.0, momentum=momentum, **others)
+def _rescale(name: str, momentum: Any, b2: Any, eps: Any) -> list[optax.GradientTransformation]:
+    """What makes a step of a gradient, but for the learning rate and the decay."""
+    if name in ("adam", "adamw"):
+        return [optax.scale_by_adam(momentum, b2, eps)]
+    by_root = [optax.scale_by_rms(b2, eps, eps_in_sqrt=False)] if name == "rmsprop" else []
+    return by_root + ([] if name == "sgd" else [optax.trace(momentum, nesterov=name == "nesterov")])
 
 
 class ParameterAverage(NamedTuple):
@@ -154,8 +163,21 @@ def average_of(opt_state: Any) -> Any:
     return next((node.average for node in nodes if isinstance(node, ParameterAverage)), None)
 
 
+def _lars(
+    learning_rate: Any, momentum: Any, b2: Any, eps: Any, weight_decay: Any, mask: Any
+) -> optax.GradientTransformation:
+    del b2, eps
+    return optax.lars(learning_rate, weight_decay, True if mask is None else mask, momentum=momentum)
+
+
+def _lamb(
+    learning_rate: Any, momentum: Any, b2: Any, eps: Any, weight_decay: Any, mask: Any
+) -> optax.GradientTransformation:
+    return optax.lamb(learning_rate, momentum, b2, eps, weight_decay=weight_decay, mask=mask)
+
+
 def _muon(
-    learning_rate: Any, momentum: Any, b2: Any, eps: Any, weight_decay: Any, decay_of_others: Any
+    learning_rate: Any, momentum: Any, b2: Any, eps: Any, weight_decay: Any, mask: Any
 ) -> optax.GradientTransformation:
     """Muon for arrays of two and more axes, of which flax's last one is the output, and Adam for the others."""
 
@@ -172,10 +194,14 @@ def _muon(
         eps=eps,
         weight_decay=weight_decay,
         adam_b2=b2,
-        adam_weight_decay=decay_of_others,
+        adam_weight_decay=weight_decay if mask is None else 0.0,
         muon_weight_dimension_numbers=axes,
     )
 
 
 def _matrices_and_kernels(params: Any) -> Any:
     return jax.tree.map(lambda parameter: jnp.ndim(parameter) > 1, params)
+
+
+# Those that optax has whole, with a decay of their own.
+_FROM_OPTAX = {"lars": _lars, "lamb": _lamb, "muon": _muon}

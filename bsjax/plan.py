@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bsjax import plan_table
 from bsjax.errors import InvalidArgument
-from bsjax.noise import kept_noise, scaling_exponent, sgd_noise_scale
+from bsjax.noise import scaling_exponent
 
 _INT32_MAX = 2**31 - 1
 _COLUMNS = ("batch_sizes", "learning_rates", "momentums")
@@ -219,43 +220,7 @@ class Plan:
           max_rows: the largest number of phases to show.
           more: functions from a phase to the text of a further column, by the column's header.
         """
-        more = more or {}
-        rho = float(self.scaling)
-        noise_header = "noise scale" if rho == 1 else f"lr·(N/B)^{rho:g}/(1-m)"
-        context = self.tokens_per_example
-        units = ("from epoch", "batch size") if context is None else ("from token", "batch in examples", "in tokens")
-        rows = [("updates", *units, "learning rate", "momentum", *self.others, noise_header, *more)]
-        for phase in self.phases:
-            first, last = phase.start_update, phase.start_update + phase.num_updates - 1
-            others = [values[[first, last]] for values in self.others.values()]
-            at_ends = np.array(phase.learning_rate), phase.batch_size, self.dataset_size, np.array(phase.momentum)
-            noise = sgd_noise_scale(*at_ends) if rho == 1 else kept_noise(*at_ends, rho)
-            pairs = map(_format_pair, (phase.learning_rate, phase.momentum, *others, noise))
-            rows.append(
-                (
-                    f"{phase.num_updates:,}",
-                    *self._progress_of(phase),
-                    *pairs,
-                    *(text_of(phase) for text_of in more.values()),
-                )
-            )
-        left_out = len(rows) - 1 - max_rows
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        if left_out > 0:
-            head = max_rows // 2
-            lines[1 + head : 1 + head + left_out] = [f"... {left_out:,} more phases ...".center(len(lines[0])).rstrip()]
-        examples = self.num_examples - self.start
-        tokens = "" if context is None else f" of {context:,} tokens, {examples * context:,} tokens"
-        epochs = f"{examples / self.dataset_size:.2f} epochs"
-        total = f"{self.num_updates:,} updates, {examples:,} examples{tokens}, {epochs}"
-        return "\n".join([*lines, total])
-
-    def _progress_of(self, phase: Phase) -> tuple[str, ...]:
-        """Where a phase starts and the size of its batch, in the table's units."""
-        if (context := self.tokens_per_example) is None:
-            return f"{phase.examples_seen / self.dataset_size:.2f}", f"{phase.batch_size:,}"
-        return tuple(f"{n:,}" for n in (phase.examples_seen * context, phase.batch_size, phase.batch_size * context))
+        return plan_table.table(self, max_rows, more or {})
 
     def __str__(self) -> str:
         return self.table()
@@ -310,8 +275,3 @@ def _encode_runs(values: np.ndarray) -> list[list[float]]:
 def _decode_runs(runs: list[list[float]]) -> np.ndarray:
     counts, values = zip(*runs, strict=True)
     return np.repeat(values, counts)
-
-
-def _format_pair(pair: Sequence[float]) -> str:
-    first, last = (f"{value:.4g}" for value in pair)
-    return first if first == last else f"{first} -> {last}"

@@ -18,7 +18,8 @@ from bsjax.engine import max_microbatch_size
 from bsjax.engine.layout import Layouts
 from bsjax.errors import check_whole
 from experiments.harness import build, cli, config_flags, language_models
-from experiments.harness.config import Config, ConversionConfig
+from experiments.harness.concerns import ConversionConfig
+from experiments.harness.config import Config
 
 _PRESET = flags.DEFINE_string("preset", "digits", f"Defaults of the others. One of {', '.join(language_models.ALL)}.")
 _DATASET_SIZE = flags.DEFINE_integer("dataset_size", None, "Examples in an epoch; default, the preset's.")

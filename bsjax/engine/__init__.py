@@ -15,8 +15,10 @@ An update in ten concepts, in the order in which one meets them:
 """
 
 from bsjax.engine.cost import Cost, ModelFlops
-from bsjax.engine.engine import Engine, UpdateMetrics, max_microbatch_size
+from bsjax.engine.engine import Engine
 from bsjax.engine.layout import StepTimes
+from bsjax.engine.measure import max_microbatch_size
+from bsjax.engine.metrics import UpdateMetrics
 from bsjax.engine.step import TrainState
 
 __all__ = ["Cost", "Engine", "ModelFlops", "StepTimes", "TrainState", "UpdateMetrics", "max_microbatch_size"]

@@ -5,7 +5,7 @@ import linecache
 import pathlib
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,6 +75,16 @@ def check_arguments(task: Task, tx: Any, train: Any, test: Any) -> Any:
         if hasattr(task, "check_source"):  # a task need not inherit from Task
             task.check_source(name, source)
     return examples[0]
+
+
+def check_devices(devices: Sequence[jax.Device]) -> int:
+    """Refuses processes with different numbers of devices; returns the number of processes."""
+    processes = [device.process_index for device in devices]
+    counts = {process: processes.count(process) for process in processes}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} in process {process}" for process, count in counts.items())
+        raise InvalidArgument("devices", listed, "as many in each process", min(counts.values()))
+    return len(counts)
 
 
 def check_params(params: Any) -> None:
@@ -163,3 +173,15 @@ def hyperparameter_names(opt_state: optax.OptState, given: Mapping[str, float]) 
             allowed = f"a hyperparameter{also} of the optimizer, which has {has}"
             raise InvalidArgument(name, value, allowed, nearest if name == "momentum" else None)
     return names
+
+
+def check_same_names(opt_state: optax.OptState, names: Mapping[str, str], given: Mapping[str, float]) -> None:
+    """Refuses an update whose hyperparameters have other names than those of the first update.
+
+    Raises:
+      InvalidArgument: with the first such name.
+    """
+    for name, value in given.items():
+        if name not in names and (name, value) != ("momentum", 0):
+            hyperparameter_names(opt_state, {name: value})
+            raise InvalidArgument(name, value, f"left out, since the first update sets only {', '.join(names)}")

@@ -12,51 +12,24 @@ import optax
 
 from bsjax.constants import describe_constants
 from bsjax.data import ExampleStream, Source
-from bsjax.engine.contract import check_arguments, check_layer_norm_noise, hyperparameter_names
+from bsjax.engine.contract import (
+    check_arguments,
+    check_devices,
+    check_layer_norm_noise,
+    check_same_names,
+    hyperparameter_names,
+)
 from bsjax.engine.cost import Cost, ModelFlops, model_flops
 from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.engine.layout import Layouts, StepTimes
-from bsjax.engine.measure import LayoutChoice, Measurement, step_times
+from bsjax.engine.measure import LayoutChoice, Measurement, max_microbatch_size, step_times
+from bsjax.engine.metrics import UpdateMetrics
 from bsjax.engine.programs import Programs
 from bsjax.engine.step import Steps, TrainState
-from bsjax.errors import InvalidArgument, check_choice
+from bsjax.errors import check_choice
 from bsjax.plan import Update
 from bsjax.tasks import Task
-
-# Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for examples of more numbers than
-# these, with which larger microbatches need temporaries that malloc takes from the system anew at each call.
-_MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES = 1024, 64, 32
-_LARGE_EXAMPLE = 3 * 16**2
-
-
-class UpdateMetrics:
-    """What an update has measured, by name; nothing waits for the device until something is read.
-
-    `metrics.loss`, or any other of `names`, waits and is a float; `read` returns all of them.
-
-    Attributes:
-      names: those of `bsjax.engine.step.Steps.metrics`, such as "loss", the task's metrics and "grad_norm", and
-        "num_stops": on how many devices their process wants to stop.
-    """
-
-    __slots__ = ("_values", "names")
-
-    def __init__(self, names: tuple[str, ...], values: jax.Array):
-        self.names = names
-        self._values = values  # float [devices, names], the same on each
-
-    def read(self) -> dict[str, float]:
-        """All of them; waits for the update."""
-        return dict(zip(self.names, first_replica(self._values).tolist(), strict=True))
-
-    def __getattr__(self, name: str) -> float:
-        if name.startswith("_") or name not in self.names:
-            raise AttributeError(f"no metric is named {name!r}; there are {', '.join(self.names)}")
-        return self.read()[name]
-
-    def __repr__(self) -> str:
-        return f"<UpdateMetrics: {', '.join(self.names)}>"
 
 
 class Engine:
@@ -132,12 +105,13 @@ class Engine:
         example = check_arguments(task, tx, train, test)
         self.task = task
         self.devices = list(devices or all_devices())
+        num_processes = check_devices(self.devices)  # each has as many devices as the others
         example_size = max(array.size for array in jax.tree.leaves(example))
         make_layouts = functools.partial(
             Layouts,
             sorted(set(batch_sizes)),
             task.group_size,
-            self._numbers_of_devices(grow_devices),
+            range(num_processes if grow_devices else self.num_devices, self.num_devices + 1, num_processes),
             max_microbatch_size(self.devices[0].platform, example_size),
             measure_noise=measure_noise,
             groups_may_span_devices=task.groups_may_span_devices,
@@ -298,12 +272,7 @@ class Engine:
         """An update's hyperparameters in the order of the programs' arguments."""
         if not self._names:
             self._names.update(hyperparameter_names(state.opt_state, hyperparameters))
-        if hyperparameters.keys() != self._names.keys():
-            for name, value in hyperparameters.items():
-                if name not in self._names and (name, value) != ("momentum", 0):
-                    hyperparameter_names(state.opt_state, {name: value})
-                    names = ", ".join(self._names)
-                    raise InvalidArgument(name, value, f"left out, since the first update sets only {names}")
+        check_same_names(state.opt_state, self._names, hyperparameters)
         return [hyperparameters[name] for name in self._names]
 
     def _measure(self, smallest_batch_size: int) -> Measurement:
@@ -321,15 +290,6 @@ class Engine:
             self._programs[num_devices] = self._make_programs(devices)
         return self._programs[num_devices]
 
-    def _numbers_of_devices(self, grow: bool) -> range:
-        """As many of each process as of the others."""
-        processes = [device.process_index for device in self.devices]
-        counts = {process: processes.count(process) for process in processes}
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{count} in process {process}" for process, count in counts.items())
-            raise InvalidArgument("devices", listed, "as many in each process", min(counts.values()))
-        return range(len(counts) if grow else self.num_devices, self.num_devices + 1, len(counts))
-
     def _move(self, state: TrainState, programs: Programs) -> TrainState:
         if _num_devices(state) == len(programs.devices):
             return state
@@ -339,15 +299,3 @@ class Engine:
 def _num_devices(state: TrainState) -> int:
     """That it is stacked over."""
     return state.opt_state.hyperparams["learning_rate"].shape[0]
-
-
-def max_microbatch_size(platform: str, example_size: int) -> int:
-    """The largest microbatch per device that the engine chooses.
-
-    Args:
-      platform: "cpu" or another.
-      example_size: numbers in an example, such as height × width × channels.
-    """
-    if platform != "cpu":
-        return _MAX_MICROBATCH_SIZE
-    return _MAX_MICROBATCH_SIZE_CPU if example_size <= _LARGE_EXAMPLE else _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES

@@ -35,7 +35,11 @@ from bsjax.engine.step import TrainState
 from bsjax.errors import InvalidArgument
 from bsjax.tasks import Task
 
-_LARGEST, _LARGEST_CPU = 8192, 1024
+# Largest microbatch per device unless told otherwise: on accelerators; on CPUs; there for examples of more numbers than
+# these, with which larger microbatches need temporaries that malloc takes from the system anew at each call.
+_MAX_MICROBATCH_SIZE, _MAX_MICROBATCH_SIZE_CPU, _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES = 1024, 64, 32
+_LARGE_EXAMPLE = 3 * 16**2
+_LARGEST, _LARGEST_CPU = 8192, 1024  # those that are measured
 _SMALLEST = 8  # examples per device, unless a batch that is to come has fewer
 _SECONDS = 0.02  # that each timing lasts at least
 _TURNS_S = 2.0  # no round begins later
@@ -111,6 +115,18 @@ class LayoutChoice:
         per_second = {size: size * units_per_example / seconds for size, seconds in times.accumulate_s.items()}
         speeds = ", ".join(f"{size}: {speed:,.0f}" for size, speed in per_second.items())
         return f"Microbatches per device: {chosen}. Measured {unit}/s: {speeds}; {measured['note']}."
+
+
+def max_microbatch_size(platform: str, example_size: int) -> int:
+    """The largest microbatch per device that the engine chooses.
+
+    Args:
+      platform: "cpu" or another.
+      example_size: numbers in an example, such as height × width × channels.
+    """
+    if platform != "cpu":
+        return _MAX_MICROBATCH_SIZE
+    return _MAX_MICROBATCH_SIZE_CPU if example_size <= _LARGE_EXAMPLE else _MAX_MICROBATCH_SIZE_CPU_LARGE_EXAMPLES
 
 
 def step_times(

@@ -3,7 +3,8 @@
 | part | file |
 |---|---|
 | `train`: the loop | loop.py |
-| `Run`: its state, an update, a decision, an evaluation, a checkpoint | run.py |
+| `Run`: an update, a decision, an evaluation, a checkpoint | run.py |
+| `RunState`: what changes, as a checkpoint writes it | state.py |
 | `Intervals`: how often it evaluates, logs and writes checkpoints | intervals.py |
 | the means over the updates between two lines of the log | log.py |
 | the gradient noise; the time; the FLOPs | noise.py, timing.py, cost.py |

@@ -10,6 +10,7 @@ from bsjax.controllers.protocol import Observation
 from bsjax.gradient_noise import Averages, Estimate
 from bsjax.plan import Update
 from bsjax.run.log import ReadUpdate
+from bsjax.tasks import Task
 
 # Estimates are computed 256 updates at a time, or earlier if a controller asks: one by one takes three times as long.
 _UPDATES_AT_ONCE = 256
@@ -114,3 +115,11 @@ def _columns(averages: Averages, prefix: str = "") -> dict[str, float | None]:
     scale, interval = gradient_noise.gradient_noise_scale(averages), gradient_noise.confidence_interval(averages)
     numbers = zip(_NAMES, (scale, *interval, averages.grad_sq, averages.trace), strict=True)
     return {prefix + name: float(number) if math.isfinite(number) else None for name, number in numbers}
+
+
+def noise_in_units(task: Task, noise: Mapping[str, Any]) -> dict[str, float | None]:
+    """The noise scales in what people count, where an example has several of them, such as tokens."""
+    if task.units_per_example == 1:
+        return {}
+    names = [name for name in noise if name.endswith("noise_scale")]
+    return {f"{name}_{task.unit}": noise[name] and noise[name] * task.units_per_example for name in names}

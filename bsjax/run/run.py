@@ -8,13 +8,12 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from bsjax.controllers import LAG, Controller
-from bsjax.controllers.protocol import state_from_json, state_to_json
-from bsjax.engine import Engine, TrainState, UpdateMetrics
+from bsjax.engine import Engine, UpdateMetrics
 from bsjax.engine.devices import barrier, first_replica, is_first_process
 from bsjax.errors import DivergedError
 from bsjax.plan import Update
@@ -25,46 +24,15 @@ from bsjax.run.cost import CostMeter
 from bsjax.run.intervals import CheckpointClock, Intervals, is_due
 from bsjax.run.log import LogState, ReadUpdate
 from bsjax.run.metrics import MetricWriter, Position, holds, write_json
-from bsjax.run.noise import NoiseMeter, NoiseState
+from bsjax.run.noise import NoiseMeter, noise_in_units
 from bsjax.run.profile import Profile
 from bsjax.run.progress import Progress, ProgressLine
+from bsjax.run.state import RunState
 from bsjax.run.timing import Timer
 from bsjax.run.workdir import lock
 
 # The metrics of an update are read once this many later ones are dispatched: the device never waits.
 _READ_BEHIND = 2
-
-
-class RunState(NamedTuple):
-    """Everything that changes during a run; a checkpoint holds it."""
-
-    train: TrainState  # on the devices
-    controller: Any  # its state, after it has decided `update`
-    update: Update | None  # the next one; None at the end of the run
-    log: LogState
-    noise: NoiseState = NoiseState()
-    evaluation: Mapping[str, float] = {}  # results of the last one
-
-    def to_json(self) -> dict[str, Any]:
-        """All but `train`."""
-        return {
-            "log": self.log._asdict(),
-            "noise": self.noise.to_json(),
-            "controller": state_to_json(self.controller),
-            "update": self.update,
-            "evaluation": self.evaluation,
-        }
-
-    @classmethod
-    def from_json(cls, train: TrainState, controller: Controller, value: Mapping[str, Any]) -> "RunState":
-        return cls(
-            train,
-            state_from_json(controller, value["controller"]),
-            value["update"] and Update(*value["update"]),
-            LogState.from_json(value["log"]),
-            NoiseState.from_json(value["noise"]),
-            value["evaluation"],
-        )
 
 
 class Run:
@@ -216,6 +184,7 @@ class Run:
 
     def _write_summary(self, **outcome: Any) -> dict[str, Any]:
         where = self.state.log
+        num_examples = where.examples_seen - where.start
         noise = self._noise.summary(self._noise.estimate(self.state.noise), where.last)
         summary = {
             **outcome,
@@ -224,9 +193,9 @@ class Run:
             "branch_examples": where.branch_examples,
             "final_train_loss": where.train_loss,
             **noise,
-            **self._in_units(noise),
-            **self._speeds(where.examples_seen - where.start),
-            **self._cost.summary(where.examples_seen - where.start, self._timer.training_s),
+            **noise_in_units(self._engine.task, noise),
+            **self._timer.speeds(num_examples),
+            **self._cost.summary(num_examples, self._timer.training_s),
             **self._timer.totals(),
             "num_compilations": self._engine.num_compilations,
             "num_devices": self._engine.num_devices,
@@ -235,21 +204,6 @@ class Run:
             write_json(self._workdir / "summary.json", summary)
         barrier("the summary is written")
         return summary
-
-    def _in_units(self, noise: Mapping[str, Any]) -> dict[str, float | None]:
-        """The noise scales in what people count, where an example has several of them, such as tokens."""
-        task, names = self._engine.task, [name for name in noise if name.endswith("noise_scale")]
-        if task.units_per_example == 1:
-            return {}
-        return {f"{name}_{task.unit}": noise[name] and noise[name] * task.units_per_example for name in names}
-
-    def _speeds(self, num_examples: int) -> dict[str, float]:
-        """Examples, and what people count where an example has several, such as tokens, per second of training."""
-        speed, task = num_examples / self._timer.training_s, self._engine.task
-        speeds = {"examples_per_second": speed}
-        if task.units_per_example > 1:
-            speeds[f"{task.unit}_per_second"] = speed * task.units_per_example
-        return {name: round(value, 1) for name, value in speeds.items()}
 
     def _read_all(self) -> None:
         with self._timer.training():

@@ -42,6 +42,14 @@ class Timer:
     def _now(self) -> float:
         return time.perf_counter() - self._engine.stall_time_s
 
+    def speeds(self, num_examples: int) -> dict[str, float]:
+        """Examples, and what people count where an example has several, such as tokens, per second of training."""
+        speed, task = num_examples / self.training_s, self._engine.task
+        speeds = {"examples_per_second": speed}
+        if task.units_per_example > 1:
+            speeds[f"{task.unit}_per_second"] = speed * task.units_per_example
+        return {name: round(value, 1) for name, value in speeds.items()}
+
     def totals(self) -> dict[str, float]:
         """Seconds of the whole run, of compilation, and of training's waits for compilation."""
         these = {

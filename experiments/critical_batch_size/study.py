@@ -13,7 +13,8 @@ from bsjax.errors import InvalidArgument, check_choice, check_whole
 from experiments.critical_batch_size import target_loss
 from experiments.critical_batch_size.target_loss import Setup
 from experiments.harness import build, config_flags, control, language_models, presets, studies
-from experiments.harness.config import CONCERNS, Config, field
+from experiments.harness.concerns import field
+from experiments.harness.config import CONCERNS, Config
 from experiments.harness.pool import default_jobs
 
 # A constant batch size and learning rate do not use these.

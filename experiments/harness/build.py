@@ -1,50 +1,40 @@
 """Makes what a Config describes, from the data set and the recipe to the engine. Errors name the flag."""
 
-import contextlib
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 from bsjax import IncreaseBatchSize, Plan, Recipe, check_adam_stability
 from bsjax.controllers import Limits, Planned, create_controller
-from bsjax.data import TextDataset, load_dataset
 from bsjax.engine import Engine
 from bsjax.engine.devices import all_devices, first_of_each_process, is_first_process
 from bsjax.errors import InvalidArgument, check_whole, nearest_multiples
-from bsjax.models import Projector, create_model, ghost_batch_size_of
 from bsjax.noise import scaling_exponent
 from bsjax.optimizers import create_optimizer
-from bsjax.tasks import Autoencoder, Classification, Contrastive, LanguageModel, Task
-from experiments.harness.config import Config, RecipeConfig
+from experiments.harness.build_task import argument_is_flag, dataset, model, task, unit_flag, unit_of, units
+from experiments.harness.concerns import ConversionConfig, RecipeConfig
+from experiments.harness.config import Config
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_WHITE = {"digits": 16.0}  # the stored value of a white pixel; elsewhere 255
-
-
-def dataset(config: Config, data_dir: str | None = None) -> Any:
-    """The data set; a text in windows of the context length.
-
-    Raises:
-      InvalidArgument: it is not there, or it is nothing that the task can learn.
-    """
-    name, settings = config.data.dataset, config.task
-    found = load_dataset(name, data_dir)
-    if settings.task == "language_model":
-        if not isinstance(found, TextDataset):
-            raise InvalidArgument(
-                "dataset", name, "a text, which scripts/prepare_data.py prepares, with task=language_model"
-            )
-        return found.windows(settings.context_length)
-    if isinstance(found, TextDataset):
-        raise InvalidArgument("task", settings.task, f"language_model with {name}, a text", "language_model")
-    return found
+__all__ = [
+    "argument_is_flag",
+    "controller",
+    "dataset",
+    "engine",
+    "fixed_microbatch_size",
+    "learning_rate",
+    "model",
+    "optimizer",
+    "recipe",
+    "task",
+    "unit_flag",
+    "unit_of",
+    "units",
+    "warn_of_instability",
+]
 
 
 def recipe(config: Config, dataset_size: int) -> Recipe:
@@ -53,22 +43,12 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
     Raises:
       InvalidArgument: a value cannot be used, or the batch never grows although it should.
     """
-    unit, conversion, scaling = unit_of(config), config.conversion, config.conversion.batch_scaling
-    size, num_epochs, momentum = config.recipe.batch_size, config.recipe.num_epochs, config.optimizer.momentum
-    check_whole("dataset_size", dataset_size)
-    if unit > dataset_size:
-        valid = size if 0 < size <= dataset_size else None
-        raise InvalidArgument(unit_flag(config), unit, f"at most dataset_size {dataset_size}", valid)
-    if size > dataset_size:
-        largest = dataset_size // unit * unit or None
-        raise InvalidArgument("batch_size", size, f"at most dataset_size {dataset_size}", largest)
-    if (size < 1 or size % unit) and config.controller.controller == "planned":
-        nearest = nearest_multiples(size, unit, at_most=dataset_size)
-        raise InvalidArgument("batch_size", size, f"a multiple of --{unit_flag(config)} {unit}", nearest)
+    _check_batch_size(config, dataset_size)
+    unit, conversion, momentum = unit_of(config), config.conversion, config.optimizer.momentum
     if momentum is None:
         momentum = 0.0 if config.optimizer.optimizer == "sgd" else 0.9
-    rate = learning_rate(config.recipe, config.optimizer.learning_rate)
-    others = followers(config)
+    size, num_epochs = config.recipe.batch_size, config.recipe.num_epochs
+    rate, others = learning_rate(config.recipe, config.optimizer.learning_rate), followers(config)
     tokens = config.task.context_length if config.task.task == "language_model" else None
     made = Recipe(rate, size, dataset_size, num_epochs, momentum, "epochs", others, tokens_per_example=tokens)
     names = {"factor": "scale_learning_rate", "momentum": "scale_momentum", "scaling": "batch_scaling"}
@@ -77,26 +57,47 @@ def recipe(config: Config, dataset_size: int) -> Recipe:
         made = _scaled(made, config, unit)
         if conversion.batch_warmup_epochs:
             factors, until = conversion.batch_warmup_factors, conversion.batch_warmup_epochs
-            made = made.warm_up_batch_size(factors, until, scaling, multiple_of=unit)
+            made = made.warm_up_batch_size(factors, until, conversion.batch_scaling, multiple_of=unit)
         if conversion.scale_adam != "no":
             decay = "time_scale" if "weight_decay" in others else None
             made = made.scale_adam(conversion.scale_adam, weight_decay=decay)
         if "ema_decay" in others:
             made = made.scale_ema()
-        if conversion.schedule != "increase_batch_size":
-            return made
-        share, growth = conversion.batch_share, conversion.batch_growth
-        try:
-            grown = made.increase_batch_size(conversion.max_batch_size, scaling, share, growth, multiple_of=unit)
-        except InvalidArgument as error:
-            if error.name != "max_batch_size":
-                raise
-            grown = made.increase_batch_size(None, scaling, share, growth, multiple_of=unit)
-            _check_grows(None, made, grown)
-            caps = _nearest_caps(error.value, made, grown, unit)
-            raise InvalidArgument(error.name, error.value, error.allowed, caps) from None
-    _check_grows(conversion.max_batch_size, made, grown)
+        grown = _grown(made, conversion, unit)
+    if conversion.schedule == "increase_batch_size":
+        _check_grows(conversion.max_batch_size, made, grown)
     return grown
+
+
+def _check_batch_size(config: Config, dataset_size: int) -> None:
+    """Refuses a batch or a group that is larger than the data set, and a batch of partial groups."""
+    unit, flag, size = unit_of(config), unit_flag(config), config.recipe.batch_size
+    check_whole("dataset_size", dataset_size)
+    if unit > dataset_size:
+        valid = size if 0 < size <= dataset_size else None
+        raise InvalidArgument(flag, unit, f"at most dataset_size {dataset_size}", valid)
+    if size > dataset_size:
+        largest = dataset_size // unit * unit or None
+        raise InvalidArgument("batch_size", size, f"at most dataset_size {dataset_size}", largest)
+    if (size < 1 or size % unit) and config.controller.controller == "planned":
+        nearest = nearest_multiples(size, unit, at_most=dataset_size)
+        raise InvalidArgument("batch_size", size, f"a multiple of --{flag} {unit}", nearest)
+
+
+def _grown(made: Recipe, conversion: ConversionConfig, unit: int) -> Recipe:
+    """The recipe with a batch that grows where its learning rate falls, if the config says so."""
+    if conversion.schedule != "increase_batch_size":
+        return made
+    scaling, share, growth = conversion.batch_scaling, conversion.batch_share, conversion.batch_growth
+    try:
+        return made.increase_batch_size(conversion.max_batch_size, scaling, share, growth, multiple_of=unit)
+    except InvalidArgument as error:
+        if error.name != "max_batch_size":
+            raise
+        grown = made.increase_batch_size(None, scaling, share, growth, multiple_of=unit)
+        _check_grows(None, made, grown)
+        caps = _nearest_caps(error.value, made, grown, unit)
+        raise InvalidArgument(error.name, error.value, error.allowed, caps) from None
 
 
 def _scaled(made: Recipe, config: Config, unit: int) -> Recipe:
@@ -183,64 +184,10 @@ def learning_rate(settings: RecipeConfig, peak: float) -> optax.Schedule | float
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_epochs), decay], [warmup_epochs])
 
 
-def model(config: Config, num_classes: int = 1) -> nn.Module:
-    """The model; the number of classes changes its last layer only."""
-    settings = config.task
-    sizes: dict[str, Any] = {"depth": settings.model_depth, "width": settings.model_width}
-    if settings.task == "language_model":
-        sizes |= {name: getattr(settings, name) for name in ("context_length", "num_heads", "positions")}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    dtype = _DTYPES[settings.dtype]
-    with argument_is_flag(depth="model_depth", width="model_width"):
-        return create_model(settings.model, num_classes, settings.ghost_batch_size, settings.dropout, dtype, **given)
-
-
 def fixed_microbatch_size(config: Config) -> int | None:
     """The microbatch size of all batch sizes; None where each has the fastest."""
     size = config.run.microbatch_size
     return size if isinstance(size, int) else None
-
-
-def unit_of(config: Config) -> int:
-    """The number of examples that each batch is a multiple of: a contrastive group, a ghost, or 1 without either."""
-    return config.task.group_size if config.task.task == "contrastive" else ghost_batch_size_of(model(config))
-
-
-def unit_flag(config: Config) -> str:
-    """The flag that sets it."""
-    return "group_size" if config.task.task == "contrastive" else "ghost_batch_size"
-
-
-def task(config: Config, dataset: Any) -> Task:
-    """What the model learns from a data set."""
-    settings, decay = config.task, config.task.batch_norm_decay
-    if settings.task == "language_model":
-        transformer = model(config, dataset.vocab_size)
-        return LanguageModel(transformer, settings.context_length, dataset.bytes_per_token)
-    if settings.task == "autoencoder":
-        white = _WHITE.get(dataset.name, 255.0)
-        return Autoencoder(model(config), settings.reconstruction, max_value=white, batch_stats_decay=decay)
-    if settings.task == "contrastive":
-        names = ("group_size", "temperature", "augmentation", "crop_padding", "view_amplitude", "view_noise")
-        options = {name: getattr(settings, name) for name in (*names, "eval_group_size")}
-        projector = Projector(model(config, settings.num_features))
-        return Contrastive(projector, **options, mean=dataset.mean, std=dataset.std)
-    classifier = model(config, dataset.num_classes)
-    return Classification(
-        classifier,
-        settings.label_smoothing,
-        settings.augmentation,
-        dataset.mean,
-        dataset.std,
-        decay,
-        settings.crop_padding,
-    )
-
-
-def units(config: Config) -> tuple[str, int]:
-    """What batches are counted in, and how many of them an example has: tokens for a text."""
-    is_text = config.task.task == "language_model"
-    return ("tokens", config.task.context_length) if is_text else ("examples", 1)
 
 
 def followers(config: Config) -> dict[str, float]:
@@ -322,16 +269,3 @@ def engine(
             shard_optimizer=shard_optimizer,
             layer_norm_noise=config.run.layer_norm_noise,
         )
-
-
-@contextlib.contextmanager
-def argument_is_flag(unit: int = 1, flag: str = "ghost_batch_size", **flag_names: str) -> Iterator[None]:
-    """Names the flag in a library function's errors: of an argument, and of a group that is above 1."""
-    try:
-        yield
-    except InvalidArgument as error:
-        allowed = error.allowed
-        if unit > 1:
-            allowed = re.sub(rf"(the )?(group size|multiple_of) {unit}\b", f"--{flag} {unit}", allowed)
-        name = flag_names.get(error.name, error.name)
-        raise InvalidArgument(name, error.value, allowed, error.nearest) from None

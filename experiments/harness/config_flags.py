@@ -14,7 +14,8 @@ from bsjax.engine.devices import is_first_process
 from bsjax.errors import InvalidArgument
 from bsjax.models import CLASSIFIERS, LANGUAGE_MODELS, MODELS, create_model
 from bsjax.optimizers import OPTIMIZERS, WITH_B2
-from experiments.harness.config import CONCERNS, MODELS_OF, Config, text
+from experiments.harness.concerns import MODELS_OF, text
+from experiments.harness.config import CONCERNS, Config
 
 _DEFINE: dict[Any, Any] = {
     **dict.fromkeys((str, str | None, str | float, int | str), flags.DEFINE_string),

@@ -12,7 +12,8 @@ from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.errors import InvalidArgument, check_choice, check_positive
 from bsjax.run import Intervals
 from experiments.harness import config_flags
-from experiments.harness.config import Config, field
+from experiments.harness.concerns import field
+from experiments.harness.config import Config
 
 _GROUP = "Files and devices"
 _WHERE = f"Where examples are kept in training. One of {', '.join(EXAMPLES_ON)} (on the devices if they fit)."

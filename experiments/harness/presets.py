@@ -19,11 +19,13 @@ class Workload:
       config: the recipe.
       dataset_size: N, so that plans need no data.
       margins: of each metric, the largest difference that does not matter; named before the runs.
+      test_size: of the test set; an accuracy takes steps of its inverse. None: it has no accuracy.
     """
 
     config: Config
     dataset_size: int
     margins: dict[str, float] = dataclasses.field(default_factory=dict)
+    test_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

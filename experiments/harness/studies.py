@@ -6,7 +6,7 @@ import io
 import pathlib
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, overload
 
 from absl import flags
 
@@ -28,10 +28,13 @@ _METRICS = ("epoch", "batch_size", "learning_rate", "train_loss")
 _GROUP = "Study"
 
 
-class Study(NamedTuple):
+AnyPreset = TypeVar("AnyPreset", bound=presets.Workload, covariant=True)  # of most figures, a presets.Preset
+
+
+class Study(NamedTuple, Generic[AnyPreset]):
     """The settings of a figure and its runs."""
 
-    preset: Any  # a presets.Workload; of the paper's figures, a presets.Preset
+    preset: AnyPreset
     config: Config  # the preset's, with the flags that were set
     workdir: pathlib.Path
     seeds: range
@@ -69,7 +72,11 @@ def define_study_flags(preset: str, choices: Iterable[str]) -> None:
     flags.DEFINE_integer("jobs", None, jobs, module_name=_GROUP)
 
 
-def study_from_flags(choices: Mapping[str, presets.Workload] = presets.PRESETS) -> Study:
+@overload
+def study_from_flags() -> Study[presets.Preset]: ...
+@overload
+def study_from_flags(choices: Mapping[str, AnyPreset]) -> Study[AnyPreset]: ...
+def study_from_flags(choices: Mapping[str, Any] = presets.PRESETS) -> Study[Any]:
     """The study that the command line describes, with one of some presets; its folder is not made yet."""
     preset, (seeds, jobs) = choices[check_choice("preset", flags.FLAGS.preset, choices)], seeds_and_jobs_from_flags()
     config = config_flags.config_from_flags(preset.config)
@@ -98,14 +105,14 @@ def make_workdir(path: str | pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def train(study: Study, schedules: dict[Any, Config]) -> dict[Any, list[runs.Result]]:
+def train(study: Study[presets.Workload], schedules: dict[Any, Config]) -> dict[Any, list[runs.Result]]:
     """Trains each schedule with each seed, one seed of every schedule first."""
     configs = [config.replace(seed=seed) for seed in study.seeds for config in schedules.values()]
     results = train_all(study, configs)
     return {label: results[i :: len(schedules)] for i, label in enumerate(schedules)}
 
 
-def train_all(study: Study, configs: Sequence[Config]) -> list[runs.Result]:
+def train_all(study: Study[presets.Workload], configs: Sequence[Config]) -> list[runs.Result]:
     """Trains runs of a study and writes its tables, see `write_summary`.
 
     Of many processes, only the first one returns, to draw and to print.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bsjax.analysis.statistics import compare, paired_difference
-from experiments.harness import build, runs
+from experiments.harness import build, presets, runs
 from experiments.harness.pool import default_jobs
 from experiments.harness.studies import Study
 
@@ -32,18 +32,18 @@ def metric_of(results: dict[Any, list[runs.Result]]) -> str:
     return runs.metric_of(summaries[0]) if summaries else "loss"
 
 
-def margin_of(study: Study | None, metric: str) -> float | None:
+def margin_of(study: Study[presets.Workload] | None, metric: str) -> float | None:
     """The difference of a metric that does not matter, if the preset names one and the data set is the preset's."""
     if study is None or study.config.data != study.preset.config.data:
         return None
     return study.preset.margins.get(metric)
 
 
-def resolution_of(study: Study | None, metric: str) -> float:
+def resolution_of(study: Study[presets.Workload] | None, metric: str) -> float:
     """The step between neighbouring values of a metric, if it is known; else 0."""
     if study is None or not metric.endswith("accuracy") or study.config.data != study.preset.config.data:
         return 0.0
-    return 1 / study.preset.test_size
+    return 1 / study.preset.test_size if study.preset.test_size else 0.0
 
 
 def mean_examples(results: Sequence[runs.Result]) -> float:
@@ -52,13 +52,16 @@ def mean_examples(results: Sequence[runs.Result]) -> float:
     return float(np.mean([summary["examples_seen"] + summary.get("branch_examples", 0) for summary in group]))
 
 
-def jobs_of(study: Study) -> int:
+def jobs_of(study: Study[presets.Workload]) -> int:
     """How many runs of a study are trained at the same time."""
     return default_jobs() if study.jobs is None else study.jobs
 
 
 def print_results(
-    results: dict[str, list[runs.Result]], study: Study | None = None, metric: str | None = None, **extra: Any
+    results: dict[str, list[runs.Result]],
+    study: Study[presets.Workload] | None = None,
+    metric: str | None = None,
+    **extra: Any,
 ) -> list[dict[str, Any]]:
     """Prints a table of the results, and returns it with more columns and full precision for a CSV file.
 
@@ -87,7 +90,7 @@ def print_results(
     return rows
 
 
-def print_notes(study: Study, rows: Sequence[dict[str, Any]]) -> None:
+def print_notes(study: Study[presets.Workload], rows: Sequence[dict[str, Any]]) -> None:
     """Prints what the columns of the tables mean, and which runs are missing.
 
     Args:
@@ -147,7 +150,7 @@ def _row(metric: str, group: Sequence[runs.Result]) -> dict[str, Any]:
     }
 
 
-def _tokens(study: Study | None, group: Sequence[runs.Result]) -> dict[str, Any]:
+def _tokens(study: Study[presets.Workload] | None, group: Sequence[runs.Result]) -> dict[str, Any]:
     """The columns of one schedule of a language model in the CSV file that count tokens; of other tasks, none."""
     unit, size = ("examples", 1) if study is None else build.units(study.config)
     if unit != "tokens":

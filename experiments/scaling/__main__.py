@@ -29,22 +29,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import optax
 from absl import flags
 
 from bsjax import InvalidArgument, Plan, Recipe
-from bsjax.analysis.time_model import AllReduce, Costs, Prediction, best_num_devices, predict
+from bsjax.analysis.time_model import AllReduce, Costs, best_num_devices, predict
 from bsjax.data import load_dataset
 from bsjax.engine import StepTimes, max_microbatch_size
 from bsjax.run.metrics import write_json
 from experiments.harness import build, cli, config_flags, figures, presets, runs, studies
 from experiments.harness.studies import Study, write_csv
 from experiments.scaling import step_times, validation
+from experiments.scaling.picture import BEYOND, Line, draw
 
 _IMAGE_SHAPES = {"digits": (8, 8, 1), "fashion_mnist": (28, 28, 1)}  # others: 32×32×3
 _NUM_CLASSES = 10
-_BEYOND = 6  # doublings of the largest number of devices among which a phase may stop speeding up
 
 _COUNTS = flags.DEFINE_list("device_counts", [str(2**power) for power in range(11)], "Numbers of devices.")
 _LATENCY = flags.DEFINE_float("latency_s", 1e-5, "All-reduce: seconds per message.")
@@ -79,20 +78,7 @@ class Workload(NamedTuple):
         return f"{self.name}; step times {self.origin.split()[0].strip(',').lower()}"
 
 
-class Line(NamedTuple):
-    """A schedule on every number of devices."""
-
-    plan: Plan
-    fixed: dict[int, Prediction]  # on this number throughout
-    growing: dict[int, Prediction]  # in each phase on as many as speed it up, up to this number
-    stops: tuple[int, ...]  # the number of devices at which each phase stops speeding up; may exceed the others
-
-    def text(self, stop: int) -> str:
-        """One of `stops`, with a mark if it is the largest number that is looked at."""
-        return "≥ " * (stop == max(self.fixed) << _BEYOND) + f"{stop:,}"
-
-
-def preset_workload(study: Study) -> Workload:
+def preset_workload(study: Study[presets.Preset]) -> Workload:
     """Figure 5's schedules of a preset."""
     config = study.config
     shape, model = _IMAGE_SHAPES.get(config.data.dataset, (32, 32, 3)), build.model(config, _NUM_CLASSES)
@@ -151,7 +137,7 @@ def _assumed(flops: float, largest: int) -> tuple[StepTimes, str]:
     return times, origin
 
 
-def _measured(study: Study, all_reduce: AllReduce) -> tuple[StepTimes, AllReduce, str]:
+def _measured(study: Study[presets.Preset], all_reduce: AllReduce) -> tuple[StepTimes, AllReduce, str]:
     config, devices = study.config, jax.local_devices()
     dataset = load_dataset(config.data.dataset, study.control.data_dir)
     ghost, shape = config.task.ghost_batch_size, step_times.image_shape_of(dataset)
@@ -181,7 +167,7 @@ def predict_line(plan: Plan, costs: Costs, counts: Sequence[int]) -> Line:
         plan,
         fixed={count: predict(plan, count, costs) for count in counts},
         growing={count: predict(plan, best(counts[: i + 1]), costs) for i, count in enumerate(counts)},
-        stops=best([*counts, *(counts[-1] * 2**power for power in range(1, _BEYOND + 1))]),
+        stops=best([*counts, *(counts[-1] * 2**power for power in range(1, BEYOND + 1))]),
     )
 
 
@@ -210,64 +196,6 @@ def print_lines(workload: Workload, lines: dict[str, Line], counts: Sequence[int
         phases = [f"batch {phase.batch_size:,} at {line.text(stop)}" for phase, stop in first]
         more = f", {len(line.stops) - 8:,} more" if len(line.stops) > 8 else ""
         print(f"{'':{width}}  stops speeding up: {', '.join(phases)}{more}")
-
-
-def draw(workloads: dict[str, dict[str, Line]]) -> Any:
-    """The picture: a column for each workload, by its title."""
-    figure = plt.figure(figsize=(9, 9), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 1))
-    above, below = parts
-    below.suptitle("Devices at which each phase stops speeding up", fontsize="medium")
-    columns = above.subplots(2, len(workloads), squeeze=False).T, below.subplots(1, len(workloads), squeeze=False)[0]
-    for (time, cost), stops, (title, lines) in zip(*columns, workloads.items(), strict=True):
-        time.set_title(title, fontsize="medium")
-        for i, (label, line) in enumerate(lines.items()):
-            look = figures.style_of(label)
-            # Rings of several sizes, all of which can be seen where they coincide.
-            ring = {"color": look["color"], "markersize": 9 - 2 * i, "markerfacecolor": "none", "linestyle": ""}
-            for axes, name, unit in ((time, "wall_time_s", 3600), (cost, "device_hours", 1)):
-                fixed, growing = (
-                    [getattr(one, name) / unit for one in found.values()] for found in (line.fixed, line.growing)
-                )
-                axes.plot(list(line.fixed), fixed, **look, label=label)
-                axes.plot(list(line.growing), growing, "o", **ring, zorder=3)
-        time.plot([], [], **ring | {"color": "grey"}, marker="o", label="as many as speed up each phase")
-        time.set(ylabel="Hours", yscale="log")
-        # Less than a decade is drawn from zero on, so that small differences look small.
-        smallest, largest = cost.dataLim.intervaly
-        cost.set(ylabel="Device-hours", ylim=(0, 1.1 * largest))
-        if largest > 10 * smallest:
-            cost.set(yscale="log", ylim=(smallest / 2, 2 * largest))
-        for axes in (time, cost):
-            axes.set_xlabel("Devices")
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter("{x:,.0f}")
-            if axes.get_yscale() == "log":
-                figures.plain_ticks(axes.yaxis)
-        time.legend(loc="best", fontsize=7.5, handlelength=3.2)
-        _draw_stops(stops, lines)
-    return figure
-
-
-def _draw_stops(axes: Any, lines: dict[str, Line]) -> None:
-    """A row for each schedule, and in each phase the number of devices at which it stops speeding up."""
-    logs = plt.Normalize(0, 2 * max(math.log2(max(line.stops)) for line in lines.values()) + 1)
-    for i, line in enumerate(lines.values()):
-        phases, length = line.plan.phases, line.plan.num_examples
-        ends = [*(phase.examples_seen for phase in phases[1:]), length]
-        for phase, end, stop in zip(phases, ends, line.stops, strict=True):
-            x, width = (
-                phase.examples_seen / line.plan.dataset_size,
-                (end - phase.examples_seen) / line.plan.dataset_size,
-            )
-            color = plt.get_cmap("Blues")(logs(math.log2(stop)))
-            axes.barh(i, width, left=x, color=color, edgecolor="white", linewidth=0.5)
-            if end - phase.examples_seen > 0.1 * length:  # there is room
-                axes.text(x + width / 2, i, line.text(stop), ha="center", va="center")
-    axes.set_yticks(range(len(lines)), lines)
-    axes.invert_yaxis()
-    axes.grid(visible=False)
-    axes.set_xlabel("Epochs")
 
 
 def csv_rows(workload: Workload, lines: dict[str, Line]) -> list[dict[str, Any]]:
@@ -308,7 +236,7 @@ def _whole_numbers(name: str, texts: Sequence[Any]) -> list[int]:
     return numbers
 
 
-def validate(study: Study) -> None:
+def validate(study: Study[presets.Preset]) -> None:
     """Prints predicted and measured times, and writes them."""
     task = validation.make_task(study.config, study.control.data_dir, _NUM_MICROBATCHES.value, _SECONDS.value)
     studies.make_workdir(study.workdir)

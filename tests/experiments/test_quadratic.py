@@ -5,8 +5,8 @@ import optax
 import pytest
 
 import bsjax
-from experiments import quadratic
-from experiments.quadratic import Quadratic, at_epochs, expected_losses
+from experiments.quadratic import __main__ as quadratic
+from experiments.quadratic.model import Quadratic, at_epochs, expected_losses, simulated_losses, stationary_losses
 
 MODEL = Quadratic(np.array([0.05, 0.3, 1.0]), np.array([1.0, 0.5, 2.0]), np.array([1.0, -2.0, 0.5]))
 # Changes of everything, a batch that is the data set, and an uneven momentum.
@@ -54,7 +54,7 @@ def test_expected_loss_is_that_of_training_on_a_finite_data_set(replacement):
 
 def test_simulation_agrees_within_its_standard_error():
     expected = expected_losses(PLAN, MODEL).sum(axis=1)
-    losses = quadratic.simulated_losses(PLAN, MODEL, seed=0, num_runs=4000)
+    losses = simulated_losses(PLAN, MODEL, seed=0, num_runs=4000)
     error = losses.std(axis=0, ddof=1) / 4000**0.5
     np.testing.assert_array_less(np.abs(losses.mean(axis=0) - expected), 4 * error + 1e-6)
     assert not np.allclose(losses[0, 1:], losses[1, 1:])
@@ -65,7 +65,7 @@ def test_stationary_losses_are_where_the_recursion_ends(momentum):
     model = MODEL._replace(curvature=np.array([0.3, 3.0, 9.5]))
     plan = bsjax.Recipe(0.2, 8, 1000, 100, momentum).plan()
     losses = expected_losses(plan, model, replacement=True)[-1]
-    np.testing.assert_allclose(losses, quadratic.stationary_losses(plan[-1], model), rtol=1e-9)
+    np.testing.assert_allclose(losses, stationary_losses(plan[-1], model), rtol=1e-9)
 
 
 # Where the theory holds, decayed learning rate and grown batch give one expected loss at every epoch: lr·h « 1, also

@@ -1,0 +1,1 @@
+"""The noisy quadratic model, where theory is exact: `python -m experiments.quadratic`."""
