@@ -45,6 +45,29 @@ class BatchSchedule:
         starts = jnp.asarray([start for start in self.starts if start <= largest], count.dtype)
         return jnp.asarray(self.sizes)[jnp.maximum(jnp.searchsorted(starts, count, side="right") - 1, 0)]
 
+    def __str__(self) -> str:
+        """As Megatron-LM writes it.
+
+        >>> str(BatchSchedule((0, 100), (32, 64)))
+        '0:32 100:64'
+        """
+        return " ".join(f"{start}:{size}" for start, size in zip(self.starts, self.sizes, strict=True))
+
+    def check_reached(self, end: float) -> None:
+        """Refuses a schedule with a size that begins only when a training has ended.
+
+        Args:
+          end: of the training, in the schedule's unit.
+
+        Raises:
+          InvalidArgument: a threshold is not below it.
+        """
+        if self.starts[-1] >= end:
+            count = sum(start < end for start in self.starts)
+            nearest = repr(str(BatchSchedule(self.starts[:count], self.sizes[:count], self.unit)))
+            allowed = f"a schedule whose last threshold is below the training's {end:,.0f} {self.unit}"
+            raise InvalidArgument("batch_schedule", str(self), allowed, nearest)
+
 
 def from_batch_schedule(schedule: str | Iterable[Any], unit: str = "examples") -> BatchSchedule:
     """Reads Megatron-LM's and levanter's batch schedules.

@@ -111,6 +111,8 @@ class Recipe:
         clock = self.clock, self.tokens_per_example
         schedules = Schedules(own | others, self.dataset_size, self.num_examples, *clock)
         self.__dict__.update(hyperparameters=tuple(others.items()), _schedules=schedules)  # a tuple can be hashed
+        if isinstance(self.batch_size, BatchSchedule):
+            self.batch_size.check_reached(schedules.end)
         for conversion in self.conversions:
             self.__dict__["_converters"] = (*self._converters, self._fit(conversion))
         self._check_completed()

@@ -63,6 +63,27 @@ def test_in_a_recipe_on_each_clock():
         bsjax.Recipe(0.1, from_batch_schedule("0:10", "tokens"), 1000, 1)
 
 
+@pytest.mark.parametrize(
+    ("unit", "text", "end", "nearest"),
+    [
+        ("examples", "0:10 200:50 1000:100", "1,000", "0:10 200:50"),
+        ("tokens", "0:10 64K:20 128K:40", "64,000", "0:10"),
+        ("updates", "0:10 20:50 36:60", "36", "0:10 20:50"),
+    ],
+)
+def test_a_size_that_begins_after_the_training(unit, text, end, nearest):
+    def recipe(batch_schedule):
+        schedule = from_batch_schedule(batch_schedule, unit)
+        return bsjax.Recipe(0.1, schedule, 1000, 1, clock=unit, tokens_per_example=64)
+
+    with pytest.raises(
+        bsjax.InvalidArgument, match=f"whose last threshold is below the training's {end} {unit}; "
+    ) as no:
+        recipe(text)
+    assert no.value.nearest == repr(nearest)
+    assert recipe(nearest).plan().num_updates > 0
+
+
 PAIRS = "THRESHOLD:SIZE pairs of whole numbers, such as '0:768 250B:1536'"
 SEGMENTS = "pairs of whole numbers, such as [(0, 32), (1000, 64)]"
 SUCH = "such as '0:768 250B:1536'"

@@ -11,7 +11,7 @@ from absl import flags
 
 from bsjax.controllers import options_from_mapping
 from bsjax.engine.devices import is_first_process
-from bsjax.errors import InvalidArgument
+from bsjax.errors import InvalidArgument, check_choice, nearest_multiples
 from bsjax.models import CLASSIFIERS, LANGUAGE_MODELS, MODELS, create_model
 from bsjax.optimizers import OPTIMIZERS, WITH_B2
 from experiments.harness.concerns import MODELS_OF, text
@@ -29,6 +29,9 @@ _DEFINE: dict[Any, Any] = {
 def _models_with(name: str) -> tuple[str, ...]:
     return tuple(model for model in MODELS if hasattr(create_model(model, num_classes=1), name))
 
+
+# Batch sizes that --batch_size_unit is about.
+_SIZES = ("batch_size", "max_batch_size", "min_batch_size")
 
 # The flags that belong to one of some flags with one of some values (an empty tuple: any value but the default).
 _Owners = dict[str, tuple[str, ...]]
@@ -67,6 +70,14 @@ def define_flags(except_for: Collection[str] = (), values: flags.FlagValues = fl
     """Defines a flag for each field of Config, except for some."""
     for concern in CONCERNS.values():
         define_flags_of(concern, concern.__doc__, except_for, values)
+    if "batch_size" not in except_for:
+        flags.DEFINE_string(
+            "batch_size_unit",
+            "examples",
+            f"What {', '.join(f'--{name}' for name in _SIZES)} count: examples, or the tokens of a language model.",
+            flag_values=values,
+            module_name=CONCERNS["recipe"].__doc__,
+        )
 
 
 def define_flags_of(
@@ -106,6 +117,8 @@ def config_from_flags(preset: Config, values: flags.FlagValues = flags.FLAGS) ->
     }
     for name, value in given.items():
         given[name] = _parsed(name, value, given.get("controller", preset.controller.controller))
+    if "batch_size_unit" in values:
+        given |= _sizes_in_examples(preset, given, str(values["batch_size_unit"].value))
     scaled = _of_the_length(preset, given) if "lr_decay_epochs" in values else {}
     config = preset.replace(**_of_the_task(preset, given), **scaled, **given)
     _refuse_strays(config, given, list(values))
@@ -123,6 +136,22 @@ def numbers_of(name: str, texts: Iterable[Any], number: Callable[[Any], Any], ex
     except ValueError:
         kind = "whole numbers" if number is int else "numbers"
         raise InvalidArgument(name, ",".join(map(str, texts)), f"{kind} separated by commas", example) from None
+
+
+def _sizes_in_examples(preset: Config, given: dict[str, Any], unit: str) -> dict[str, Any]:
+    """The given batch sizes in examples."""
+    if check_choice("batch_size_unit", unit, ("examples", "tokens")) == "examples":
+        return {}
+    task, context = (given.get(name, getattr(preset.task, name)) for name in ("task", "context_length"))
+    if task != "language_model":
+        allowed = f"examples with --task={task}; tokens are those of --task=language_model"
+        raise InvalidArgument("batch_size_unit", unit, allowed, "examples")
+    sizes = {name: given[name] for name in _SIZES if given.get(name) is not None and context > 0}
+    for name, size in sizes.items():
+        if size < context or size % context:
+            nearest = nearest_multiples(size, context, at_least=context)
+            raise InvalidArgument(name, size, f"a multiple of --context_length {context} in tokens", nearest)
+    return {name: size // context for name, size in sizes.items()}
 
 
 def _of_the_task(preset: Config, given: dict[str, Any]) -> dict[str, Any]:

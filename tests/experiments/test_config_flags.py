@@ -29,7 +29,7 @@ def test_every_field_is_of_one_concern_and_has_a_flag_in_its_group():
     config_flags.define_flags(values=values)
     groups = {concern.__doc__: {field.name for field in dataclasses.fields(concern)} for concern in CONCERNS.values()}
     found = {name: {flag.name for flag in group} for name, group in values.flags_by_module_dict().items()}
-    assert found == groups
+    assert found == groups | {CONCERNS["recipe"].__doc__: groups[CONCERNS["recipe"].__doc__] | {"batch_size_unit"}}
     assert sum(map(len, groups.values())) == len(Config().flat())
 
 
@@ -60,6 +60,10 @@ def test_every_field_is_of_one_concern_and_has_a_flag_in_its_group():
         ("--task=language_model --context_length=8 --num_heads=2 --positions=learned",
          {"task": "language_model", "model": "transformer", "context_length": 8, "num_heads": 2,
           "positions": "learned", **_OWN_SIZES}),
+        ("--task=language_model --context_length=8 --batch_size_unit=tokens --batch_size=256 --max_batch_size=512 "
+         "--schedule=increase_batch_size",
+         {"task": "language_model", "model": "transformer", "context_length": 8, "batch_size": 32,
+          "max_batch_size": 64, "schedule": "increase_batch_size", **_OWN_SIZES}),
         ("--task=contrastive --group_size=16 --eval_group_size=4 --temperature=.5 --augmentation=crop",
          {"task": "contrastive", "model": "mlp", "group_size": 16, "eval_group_size": 4, "temperature": 0.5,
           "augmentation": "crop", **_OWN_SIZES}),
@@ -138,6 +142,12 @@ def test_a_flag_that_belongs_to_another_choice_is_refused(arguments, owner):
         ("--controller=gradient_noise --controller_options=example_price=0", "controller_options: example_price is 0"),
         ("--controller_options=a=1", "controller_options is 'a'; it must be empty: planned has no options$"),
         ("--controller=nois", "controller is 'nois'; it must be one of planned, gradient_noise, "),
+        ("--batch_size_unit=tokens",
+         "batch_size_unit is 'tokens'; .* with --task=classification; .*; nearest: examples$"),
+        ("--task=language_model --context_length=64 --batch_size_unit=tokens --batch_size=100",
+         "batch_size is 100; .* a multiple of --context_length 64 in tokens; nearest: 64 or 128$"),
+        ("--task=language_model --batch_size_unit=token",
+         "batch_size_unit is 'token'; .* examples, tokens; nearest: tokens$"),
         ("--task=autoencoder --model=cnn", "model is 'cnn'; .* task=autoencoder; nearest: conv_autoencoder"),
     ],
 )  # fmt: skip
