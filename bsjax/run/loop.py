@@ -15,6 +15,7 @@ from bsjax.run.checkpoint import Checkpoint
 from bsjax.run.intervals import Intervals
 from bsjax.run.metrics import read_summary
 from bsjax.run.profile import check_range
+from bsjax.run.progress import Show
 from bsjax.run.run import Run
 
 
@@ -26,7 +27,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     about: Mapping[str, Any] | None = None,
     fork: Checkpoint | None = None,
-    show: str = "auto",
+    show: Show = "auto",
     peak_flops_per_s: float | None = None,
 ) -> dict[str, Any] | None:
     """Trains by a plan or a controller, from the last checkpoint if there is one.

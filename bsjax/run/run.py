@@ -26,7 +26,7 @@ from bsjax.run.log import LogState, ReadUpdate
 from bsjax.run.metrics import MetricWriter, Position, holds, write_json
 from bsjax.run.noise import NoiseMeter, noise_in_units
 from bsjax.run.profile import Profile
-from bsjax.run.progress import Progress, ProgressLine
+from bsjax.run.progress import Progress, ProgressLine, Show
 from bsjax.run.state import RunState
 from bsjax.run.timing import Timer
 from bsjax.run.workdir import lock
@@ -58,7 +58,7 @@ class Run:
         identity: Mapping[str, Any],
         about: Mapping[str, Any] | None,
         fork: Checkpoint | None,
-        show: str,
+        show: Show,
         peak_flops_per_s: float | None,
     ):
         self._engine, self._controller, self._workdir = engine, controller, workdir
@@ -288,7 +288,7 @@ class Run:
             write_json(self._workdir / "config.json", {**about, "measured_times": self._engine.layout_choice.measured})
         return MetricWriter(self._workdir / "metrics.jsonl", position)
 
-    def _make_progress(self, show: str) -> Progress:
+    def _make_progress(self, show: Show) -> Progress:
         end, task = self._controller.num_examples, self._engine.task
         line = ProgressLine(end, self._dataset_size, task.unit, task.units_per_example, show == "noise")
         return Progress(line, self.state.log.start, show if is_first_process() else "none")

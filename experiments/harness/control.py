@@ -41,6 +41,7 @@ class Control:
         None, "Of one device, for the model FLOP utilisation; default, the vendor's where it is known."
     )
     show_noise: bool = field(False, "Show the gradient noise scale in the progress.")
+    quiet: bool = field(False, "Show no progress: print results, warnings and errors only.")
     stop_at: float = math.inf  # in seconds of time.time()
 
     def intervals(self, config: Config) -> Intervals:

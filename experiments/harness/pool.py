@@ -36,14 +36,39 @@ class _Worker:
     # killed might hold.
     shared: Any = None
     number = 0  # of its own entry
+    board: Any = None  # see `Board`
     working = threading.Lock()  # held while it trains
 
 
+class Board:
+    """Where each process of a pool is: numbers that it writes and that the process with the pool reads.
+
+    Args:
+      jobs: processes.
+    """
+
+    def __init__(self, jobs: int):
+        self._rows = multiprocessing.get_context("spawn").RawArray("d", [-1.0, 0.0, 0.0] * jobs)
+
+    def write(self, row: int, run: int, epoch: float, batch_size: int) -> None:
+        """Says where a process is; run -1: nowhere."""
+        self._rows[3 * row : 3 * row + 3] = [run, epoch, batch_size]
+
+    def read(self) -> dict[int, tuple[float, int]]:
+        """The epoch and the batch size of each run at work."""
+        rows = [self._rows[i : i + 3] for i in range(0, len(self._rows), 3)]
+        return {int(run): (epoch, int(batch_size)) for run, epoch, batch_size in rows if run >= 0}
+
+
 @contextlib.contextmanager
-def worker_pool(jobs: int) -> Iterator[Submit]:
+def worker_pool(jobs: int, board: Board | None = None) -> Iterator[Submit]:
     """Processes with their own cores. After a signal or an error inside, `is_worker_to_stop` is true in them.
 
     A signal kills those that do not train yet, such as those that compile: they have nothing to save.
+
+    Args:
+      jobs: processes.
+      board: takes what they write with `write_where`.
 
     Yields:
       A function that calls a function with some arguments in one of the processes, and returns a future.
@@ -69,7 +94,7 @@ def worker_pool(jobs: int) -> Iterator[Submit]:
 
     with (
         workdirs.catch_signals(at_first=stop_workers, at_second=kill_workers) as caught,
-        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, shared)) as pool,
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, shared, board)) as pool,
     ):
 
         def submit(work: Callable, *arguments: Any) -> concurrent.futures.Future:
@@ -107,6 +132,17 @@ def side_by_side(jobs: int) -> Iterator[SideBySide]:
         yield lambda work, tasks: [one.result() for one in [submit(work, *arguments) for arguments in tasks]]
 
 
+@contextlib.contextmanager
+def writing_to(board: Board) -> Iterator[None]:
+    """Lets `write_where` write on a board's first row in this process, as if it were the only one of a pool."""
+    before = _Worker.number, _Worker.board
+    _Worker.number, _Worker.board = 1, board
+    try:
+        yield
+    finally:
+        _Worker.number, _Worker.board = before
+
+
 def is_worker_to_stop(trains: bool = False) -> bool:
     """Whether this is a process of `worker_pool` that must stop; `trains` if its run has begun to train."""
     if _Worker.shared is None:
@@ -114,6 +150,12 @@ def is_worker_to_stop(trains: bool = False) -> bool:
     if trains:
         _Worker.shared[_Worker.number] = os.getpid()
     return _Worker.shared[0] != 0
+
+
+def write_where(run: int, epoch: float = 0.0, batch_size: int = 0) -> None:
+    """Writes on the pool's board, if it has one, in which run this process is; run -1: in none."""
+    if _Worker.board is not None:
+        _Worker.board.write(_Worker.number - 1, run, epoch, batch_size)
 
 
 def hush_orbax() -> None:
@@ -134,9 +176,9 @@ def available_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _begin(cores: Any, shared: Any) -> None:
+def _begin(cores: Any, shared: Any, board: Board | None) -> None:
     """Gives a process its own cores: runs that share all cores take longer."""
-    _Worker.shared = shared
+    _Worker.shared, _Worker.board = shared, board
     hush_orbax()
     # The parent answers a signal to the whole group. If the parent dies, its workers stop as well.
     for signum in (signal.SIGINT, signal.SIGTERM):

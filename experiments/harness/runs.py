@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -11,7 +12,7 @@ import platform
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +24,21 @@ from bsjax.run import identity
 from bsjax.run import workdir as workdirs
 from bsjax.run.checkpoint import Checkpoint, Checkpoints
 from bsjax.run.metrics import read_json, read_metrics, read_summary
+from bsjax.run.progress import Show
 from experiments.harness import build
 from experiments.harness.config import Config
 from experiments.harness.control import Control
-from experiments.harness.pool import StoppedEarly, available_cores, default_jobs, is_worker_to_stop, worker_pool
+from experiments.harness.display import Display, Status, Task
+from experiments.harness.pool import (
+    Board,
+    StoppedEarly,
+    available_cores,
+    default_jobs,
+    is_worker_to_stop,
+    worker_pool,
+    write_where,
+    writing_to,
+)
 
 # In bytes. File systems take 255, with what a file's name adds to its run's.
 _LONGEST_NAME = 200
@@ -46,7 +58,7 @@ def train(
     config: Config,
     workdir: pathlib.Path,
     control: Control = _DEFAULT,
-    show: str = "auto",
+    tell: Callable[[float, int], None] | None = None,
     fork_from: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Trains a run from its last checkpoint, unless it is complete already.
@@ -55,7 +67,7 @@ def train(
       config: what to train.
       workdir: the folder of this run; it may be empty or missing.
       control: where its data is, its devices, and when it writes or stops.
-      show: "auto" or "none".
+      tell: is called with the epoch and the batch size, a few times a second; default, the progress is shown.
       fork_from: the folder of another run; this run begins with its last checkpoint, not with new parameters.
 
     Returns:
@@ -92,7 +104,7 @@ def train(
                 ),
                 about={"config": _settings(config, fork_from), "start": start, **surroundings()},
                 fork=fork,
-                show="noise" if show == "auto" and control.show_noise else show,
+                show=_show(control, tell, len(dataset.train)),
                 peak_flops_per_s=control.peak_flops_per_s,
             )
         except OSError as error:
@@ -103,6 +115,12 @@ def train(
     if summary is None:
         raise StoppedEarly(f"{workdir} stopped; the same command continues.")
     return summary
+
+
+def _show(control: Control, tell: Callable[[float, int], None] | None, dataset_size: int) -> Show:
+    if tell is None:
+        return "none" if control.quiet else "noise" if control.show_noise else "auto"
+    return lambda latest: tell(latest["examples_seen"] / dataset_size, latest["batch_size"])
 
 
 def check_folder(config: Config, workdir: pathlib.Path, fork_from: pathlib.Path | None = None) -> dict[str, Any]:
@@ -226,12 +244,11 @@ def train_all(
     by_folder = dict(zip(folders, configs, strict=True))
     todo = {folder: config for folder, config in by_folder.items() if read_summary(folder) is None}
     jobs = min(default_jobs() if jobs is None else jobs, len(todo))
-    for number, folder in enumerate(_train_each(todo, jobs, control), start=len(by_folder) - len(todo) + 1):
-        if is_first_process() and (summary := read_summary(folder)):
-            outcome = headlines(summary)[0].removeprefix("test accuracy ") if summary["completed"] else summary["error"]
-            time_s, updates = summary["wall_time_s"], summary["num_updates"]
-            ended = f"[{number}/{len(by_folder)}] {folder.name}"
-            print(f"{ended}: {outcome} after {updates:,} updates, {time_s:.1f} s", flush=True)
+    num_complete, board = len(by_folder) - len(todo), Board(max(jobs, 1))
+    status = Status([Task(folder.name, one.recipe.num_epochs) for folder, one in todo.items()], num_complete)
+    with Display(status, board, is_quiet=control.quiet or not todo or not is_first_process()) as display:
+        for number, run in enumerate(_train_each(todo, jobs, control, board), start=num_complete + 1):
+            display.end(run, _outcome(list(todo)[run], f"[{number}/{len(by_folder)}]"))
     summaries = [read_summary(folder) for folder in folders]
     if None in summaries:
         complete = len(folders) - summaries.count(None)
@@ -270,20 +287,31 @@ def _text(value: Any) -> str:
     return "+".join(f"{name}={text}" for name, text in texts.items())
 
 
-def _train_each(todo: dict[pathlib.Path, Config], jobs: int, control: Control) -> Iterator[pathlib.Path]:
-    """Trains runs, in this process or in others, and yields the folder of each as soon as it has ended."""
+def _outcome(folder: pathlib.Path, number: str) -> str:
+    """A line about a run that has ended; of many processes, the first one writes it."""
+    if not is_first_process() or not (summary := read_summary(folder)):
+        return ""
+    outcome = headlines(summary)[0].removeprefix("test accuracy ") if summary["completed"] else summary["error"]
+    return f"{number} {folder.name}: {outcome} after {summary['num_updates']:,} updates, {summary['wall_time_s']:.1f} s"
+
+
+def _train_each(todo: dict[pathlib.Path, Config], jobs: int, control: Control, board: Board) -> Iterator[int]:
+    """Trains runs, in this process or in others, and yields the number of each as soon as it has ended."""
+    tasks = [(config, folder, control, number) for number, (folder, config) in enumerate(todo.items())]
     if jobs <= 1:
-        show = "auto" if sys.stderr.isatty() else "none"
-        yield from (folder for folder, config in todo.items() if _train_one(config, folder, control, show))
+        with writing_to(board):
+            yield from (task[-1] for task in tasks if _train_one(*task))
         return
-    with worker_pool(jobs) as submit:
-        futures = {submit(_train_one, config, folder, control): folder for folder, config in todo.items()}
+    with worker_pool(jobs, board) as submit:
+        futures = {submit(_train_one, *task): task[-1] for task in tasks}
         yield from (futures[future] for future in concurrent.futures.as_completed(futures) if future.result())
 
 
-def _train_one(config: Config, folder: pathlib.Path, control: Control, show: str = "none") -> bool:
+def _train_one(config: Config, folder: pathlib.Path, control: Control, number: int) -> bool:
     """Trains a run unless it is time to stop; returns whether it has ended."""
     if time.time() < control.stop_at and not is_worker_to_stop():
+        write_where(number)
         with contextlib.suppress(DivergedError, StoppedEarly):  # its files record this
-            train(config, folder, control, show)
+            train(config, folder, control, functools.partial(write_where, number))
+        write_where(-1)
     return read_summary(folder) is not None

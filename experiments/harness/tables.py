@@ -1,6 +1,8 @@
 """The tables of the figures: each schedule's result, its difference to the first one, and what that means."""
 
 import math
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,10 +122,37 @@ def print_published(published: dict[str, tuple[str, float]]) -> None:
 
 
 def print_table(lines: Sequence[Sequence[str]], first: Callable[[str, int], str] = str.ljust) -> None:
-    """Prints lines in columns, the first one aligned as by `first` and the others to the right."""
+    """Prints lines in columns, the first one aligned as by `first` and the others to the right.
+
+    On a terminal that is too narrow, the columns that do not fit come below, beside the first column again.
+    """
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(table_lines(lines, first, width)))
+
+
+def table_lines(
+    lines: Sequence[Sequence[str]], first: Callable[[str, int], str] = str.ljust, width: int | None = None
+) -> list[str]:
+    """The lines of a table, see `print_table`.
+
+    >>> table_lines([["name", "one", "two"], ["a", "1", "2"]], width=9)
+    ['name  one', 'a       1', '', 'name  two', 'a       2']
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for name, *cells in lines:
-        print("  ".join([first(name, widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip())
+    blocks, used = [[0]], widths[0]
+    for column in range(1, len(widths)):
+        used += 2 + widths[column]
+        if width is not None and used > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+            used = widths[0] + 2 + widths[column]
+        blocks[-1].append(column)
+    printed: list[str] = []
+    for columns in blocks:
+        printed += [""] * bool(printed)
+        for name, *cells in ([line[column] for column in columns] for line in lines):
+            aligned = map(str.rjust, cells, (widths[column] for column in columns[1:]))
+            printed.append("  ".join([first(name, widths[0]), *aligned]).rstrip())
+    return printed
 
 
 def _row(metric: str, group: Sequence[runs.Result]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _SMALL = Config().replace(
 
 def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path, read_csv):
     workdir = tmp_path / "runs" / "run"
-    summary = runs.train(_SMALL, workdir, show="none")
+    summary = runs.train(_SMALL, workdir)
     assert summary["num_updates"] == build.recipe(_SMALL, 1437).plan().num_updates
     assert json.loads((workdir / "summary.json").read_text()) == summary
     written = json.loads((workdir / "config.json").read_text())
@@ -35,16 +35,16 @@ def test_a_run_leaves_its_files_and_is_not_run_again(tmp_path: pathlib.Path, rea
     assert written["versions"]["jax"] and written["devices"]
 
     before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
-    assert runs.train(_SMALL, workdir, show="none") == summary
+    assert runs.train(_SMALL, workdir) == summary
     assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
 
     (workdir / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json cannot be read: .*; mend or remove this file; the run can do"):
-        runs.train(_SMALL, workdir, show="none")
+        runs.train(_SMALL, workdir)
     (workdir / "config.json").unlink()
-    assert runs.train(_SMALL, workdir, show="none") == summary
+    assert runs.train(_SMALL, workdir) == summary
     with pytest.raises(InvalidArgument, match=r"it has config.run.seed 0 there, 1 here"):
-        runs.train(_SMALL.replace(seed=1), workdir, show="none")
+        runs.train(_SMALL.replace(seed=1), workdir)
     studies.write_summary(tmp_path)
     assert [row["device"] for row in read_csv(tmp_path / "summary.csv")] == [""]
 
@@ -61,9 +61,9 @@ def test_runs_stop_in_time_and_go_on(tmp_path: pathlib.Path):
     with pytest.raises(StoppedEarly, match="0 of 2 runs are complete; the same command continues"):
         runs.train_all(configs, Config(), tmp_path, jobs=1, control=Control(stop_at=0.0))
     with pytest.raises(StoppedEarly, match="stopped; the same command continues"):
-        runs.train(_SMALL, tmp_path / runs.run_name(_SMALL, Config()), Control(stop_at=0.0), show="none")
+        runs.train(_SMALL, tmp_path / runs.run_name(_SMALL, Config()), Control(stop_at=0.0))
     results = runs.train_all(configs, Config(), tmp_path, jobs=1)
-    expected = runs.train(_SMALL, tmp_path / "whole", show="none")
+    expected = runs.train(_SMALL, tmp_path / "whole")
     assert results[0].summary["final_test_loss"] == expected["final_test_loss"]
 
 
@@ -71,7 +71,7 @@ def test_a_diverged_run_stays_diverged(tmp_path: pathlib.Path):
     wild = _SMALL.replace(learning_rate=1e8)
     for _ in range(2):
         with pytest.raises(DivergedError, match=r"at update .* batch_size 8, learning_rate 1e.08"):
-            runs.train(wild, tmp_path, show="none")
+            runs.train(wild, tmp_path)
 
 
 def test_side_by_side_gives_what_one_after_the_other_gives(tmp_path: pathlib.Path, capsys):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import pytest
 
@@ -64,7 +65,8 @@ def test_time_left_is_that_of_the_examples_left(examples_seen, speed, left):
         assert LINE(latest | {"examples_per_second": speed}).endswith(f"images/s  {left} left")
 
 
-def test_a_terminal_has_a_bar():
+def test_a_terminal_has_a_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     file = Terminal()
     progress = Progress(LINE, file=file)
     show(progress, 500, 10)
@@ -75,6 +77,29 @@ def test_a_terminal_has_a_bar():
     assert last.startswith(" 75% |")
     assert "epoch 15.0/20  update 7  B 400  lr 0.1  test 50.00 %" in last
     assert file.getvalue().count("\n") == 1  # one bar and no lines
+
+
+def test_a_bar_of_80_columns_has_speed_and_time_left_before_the_first_line_of_the_log(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    progress = Progress(LINE, file=(file := Terminal()))
+    show(progress, 500, 10)
+    show(progress, 1500, 12_345)
+    progress.evaluated(test_accuracy=0.5)
+    progress.close()
+    last = file.getvalue().rstrip().split("\r")[-1]
+    assert re.fullmatch(r" 75% \|#{7}5  \| epoch 15.0/20  .*test 50.00 %  [\d,]+ images/s  0:00 left *", last)
+    assert len(last) <= 80
+
+
+def test_a_function_takes_the_place_of_the_display():
+    told = []
+    progress = Progress(LINE, show=lambda latest: told.append(dict(latest)), file=(file := io.StringIO()))
+    show(progress, 500, 10)
+    show(progress, 600, 10)  # too soon
+    progress.evaluated(test_accuracy=0.5)
+    progress.close()
+    assert [(latest["examples_seen"], latest.get("test_accuracy")) for latest in told] == [(500, None), (600, 0.5)]
+    assert file.getvalue() == ""
 
 
 @pytest.mark.parametrize("file", [io.StringIO(), Terminal()], ids=["file", "terminal"])
