@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from bsjax.controllers import AdaBatchOptions, CriticalBatchOptions, GradientNoiseOptions, PlateauOptions
 from experiments.harness import cli, figures, presets, studies
@@ -100,12 +101,15 @@ def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
     """The picture of a table of `figures.print_results`, whose first row is the recipe."""
     size = 8, 1.0 + 0.28 * len(table)
     figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained", sharey=True)
+    updates = np.array([row["updates"] for row in table])
+    middle = np.sqrt(updates.min() * updates.max())
     for i, row in enumerate(table):
         name = row["schedule"]
         look = {"color": figures.style_of(name)["color"], "marker": figures.marker_of(name), "markersize": 5}
         left.plot(row["updates"], i, **look)
         if (more := row["examples"] / table[0]["examples"]) > 1.05:
-            left.annotate(f" {more:.1f} × the examples", (row["updates"], i - 0.4), va="center", fontsize=7)
+            side = "left" if row["updates"] < middle else "right"
+            left.annotate(f" {more:.1f} × the examples ", (row["updates"], i - 0.4), va="center", ha=side, fontsize=7)
         columns = ("difference", "difference_low", "difference_high")
         estimate, low, high = (scale.factor * (row[column] or 0.0) for column in columns)  # "" of the recipe itself
         bar = [[estimate - low], [high - estimate]] if math.isfinite(high - low) else None
@@ -117,7 +121,7 @@ def draw(table: list[dict[str, Any]], scale: figures.Scale) -> Any:
             -scale.factor * scale.margin, scale.factor * scale.margin, color="#F0E442", alpha=0.3, linewidth=0, zorder=0
         )
     left.set(xlabel="Parameter updates", xscale="log")
-    figures.plain_ticks(left.xaxis)
+    figures.plain_ticks(left.xaxis, np.log(updates.max() / updates.min()))
     left.set_yticks(range(len(table)), [row["schedule"] for row in table])
     left.invert_yaxis()
     right.set_xlabel(f"{scale.label.removesuffix(' (%)')} at the end:\n{scale.to_original.lower()}")
