@@ -32,7 +32,7 @@ _CHECK = flags.DEFINE_bool("check", False, "Write nothing; exit with 1 if a tabl
 
 ROOT = pathlib.Path(__file__).parent.parent
 _MARKED = re.compile(
-    r"(<!-- (?P<kind>results|verdicts): (?P<patterns>.+) \(written by scripts/results_table\.py\) -->\n)"
+    r"(<!-- (?P<kind>results|verdicts): (?P<patterns>[^\n]+) \(written by scripts/results_table\.py\) -->\n)"
     r".*?(?P<end><!-- end of results -->\n)",
     re.DOTALL,
 )
