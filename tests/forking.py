@@ -4,6 +4,7 @@ A line of standard input is a script in JSON: its arguments as Python takes them
 the files of its output. The answer is a line with its exit code.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import sys
 import warnings
 
-IMPORTED = ("absl.app", "bsjax.data.prepare", "bsjax.run", "matplotlib.pyplot", "tqdm")
+IMPORTED = ("absl.app", "bsjax.data.prepare", "bsjax.run", "matplotlib.pyplot", "scipy.optimize", "tqdm")
 TIMEOUT_S = 300
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     """Ends when there are no more lines; in a fork, as the script does."""
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would copy the memory of all that is imported
     for line in sys.stdin:
         if not (process := os.fork()):
             return run(*json.loads(line))
