@@ -44,8 +44,9 @@ def microbatches(num_microbatches, weights=None):
 
 
 def on_one_device(function):
-    """Maps a function over an axis of one device."""
+    """Maps a function over an axis of one device, as one program: each operation would be compiled on its own."""
 
+    @jax.jit
     def mapped(*args):
         stacked = jax.tree.map(lambda x: jnp.asarray(x)[None], args)
         return jax.tree.map(lambda x: x[0], jax.vmap(function, axis_name=AXIS_NAME)(*stacked))
@@ -56,15 +57,15 @@ def on_one_device(function):
 def one_update(steps, state, parts):
     if len(parts) == 1:
         return on_one_device(steps.train_step)(state, parts[0], HYPERPARAMS)
-    accumulator = steps.zero_accumulator(state)
+    accumulator, accumulate = steps.zero_accumulator(state), on_one_device(steps.accumulate)
     for part in parts:
-        accumulator = on_one_device(steps.accumulate)(accumulator, state, part)
+        accumulator = accumulate(accumulator, state, part)
     return on_one_device(steps.apply_update)(state, accumulator, HYPERPARAMS)
 
 
 def initial_state(model, tx=SGD, running=None):
     batch_stats = {} if running is None else {"GhostBatchNorm_0": running}
-    variables = model.init(jax.random.key(0), IMAGES[:1], train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), IMAGES[:1], train=False))()
     params = jax.tree.map(lambda x: jnp.asarray(x, np.float64), {**variables["params"], **PARAMS})
     return TrainState(params, jax.tree.map(jnp.asarray, batch_stats), tx.init(params))
 
