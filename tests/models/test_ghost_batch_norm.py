@@ -81,7 +81,7 @@ def test_neighbouring_devices_share_a_ghost(float64, num_devices, local_size):
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, params)
 
-    (dx, dparams), (y, stats) = outputs_and_gradients(x, cotangent, VARIABLES["params"])
+    (dx, dparams), (y, stats) = jax.jit(outputs_and_gradients)(x, cotangent, VARIABLES["params"])
     mapped = jax.pmap(outputs_and_gradients, AXIS_NAME, in_axes=(0, 0, None), devices=jax.devices()[:num_devices])
     sharded = (array.reshape(num_devices, local_size, *x.shape[1:]) for array in (x, cotangent))
     (dx_sharded, dparams_sharded), (y_sharded, stats_sharded) = mapped(*sharded, VARIABLES["params"])
