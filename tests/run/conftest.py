@@ -18,6 +18,8 @@ from bsjax.engine.devices import first_replica, replicate
 from bsjax.gradient_noise import Averages, Estimate
 from bsjax.plan import Plan, Update
 
+FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiles faster; the processes of a test all do
+
 
 class FakeEngine:
     """Has the interface of `bsjax.engine.Engine`; each update changes its one parameter, which is the loss.
@@ -143,7 +145,7 @@ def start_python():
     """A function that starts Python in the root of the repository, with devices of its own."""
 
     def start(*arguments, num_devices=1, stdout=subprocess.PIPE, stderr=subprocess.PIPE):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices), **FAST}
         options = {"cwd": pathlib.Path(__file__).parents[2], "env": environment, "stdout": stdout, "stderr": stderr}
         return subprocess.Popen([sys.executable, *map(str, arguments)], text=True, **options)
 
