@@ -29,10 +29,10 @@ class ScaleAdam(Conversion):
     The rules, and what each keeps at every instant:
 
     .. math::
-        \text{half\_life:} \quad & \beta_2' = \beta_2^\kappa & \quad & B / \ln(1/\beta_2) \\
+        \text{half_life:} \quad & \beta_2' = \beta_2^\kappa & \quad & B / \ln(1/\beta_2) \\
         \text{sde:} \quad & 1 - \beta' = \kappa (1 - \beta) & \quad & (1 - \beta) / B \\
         \text{epsilon:} \quad & \epsilon' = \epsilon / \sqrt\kappa & \quad & \epsilon \sqrt{B} \\
-        \text{time\_scale:} \quad & \lambda' = \lambda \kappa \, lr / lr' & \quad & \tau = B / (lr \lambda D)
+        \text{time_scale:} \quad & \lambda' = \lambda \kappa \, lr / lr' & \quad & \tau = B / (lr \lambda D)
 
     "half_life" keeps the number of examples after which a squared gradient counts half, B ln 2 / ln(1/β₂), and leaves
     b1, the recipe's momentum, as it is. "sde" keeps the discretisation of a stochastic differential equation; it holds

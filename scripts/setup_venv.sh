@@ -2,7 +2,7 @@
 # Makes .venv at the repository root and installs bsjax into it, with an extra if one is named.
 # Does nothing if that has been done; starts again if it was interrupted.
 #
-#   scripts/setup_venv.sh [EXTRA]              EXTRA: test, dev, cuda, tpu, tfds or imagenet (see setup.cfg)
+#   scripts/setup_venv.sh [EXTRA]              EXTRA: test, dev, docs, cuda, tpu, tfds or imagenet (see setup.cfg)
 #   PYTHON=python3.12 scripts/setup_venv.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -19,7 +19,7 @@ class GhostBatchNorm(nn.Module):
     In training, an input of n examples holds n / ghost_batch_size whole ghosts. Where n is smaller
     than a ghost, ghost_batch_size / n neighbouring devices of the mapped axis "batch" share one.
     The collection "ghost_stats" receives the ghosts' means and variances (float32 [ghosts, channels]).
-    `bsjax.engine.step.apply_update` averages them into "batch_stats", which evaluation uses.
+    `bsjax.engine.step.Steps.apply_update` averages them into "batch_stats", which evaluation uses.
 
     Attributes:
       ghost_batch_size: examples per ghost.
