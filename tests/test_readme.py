@@ -1,5 +1,6 @@
 """The README and docs/: their programs run and print what they say, their commands and links exist."""
 
+import csv
 import pathlib
 import re
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 TEXT = "\n".join(PAGES.values())
 BLOCKS = [
@@ -18,7 +19,7 @@ BLOCKS = [
     for name, page in PAGES.items()
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
 ]
-README = [block.values[0] for block in BLOCKS if block.id.startswith("README")]
+FIRST = [block.values[0] for block in BLOCKS if re.match(r"README|docs/train_your_model", block.id)]
 COMMANDS = re.findall(r"python(?: -m (experiments\.\w+)| (scripts/\w+\.py))((?:\\\n|[^`#\n])*)", TEXT)
 
 
@@ -31,7 +32,7 @@ def test_the_readme_begins_with_two_commands():
 def test_programs_run_and_print_what_they_say(block, run_python, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(block, encoding="utf-8")
-    if block in README:  # in a new Python, where imports may warn
+    if block in FIRST:  # in a new Python, where imports may warn
         command, options = [sys.executable, "-W", "error", program], {"capture_output": True, "text": True}
         result = subprocess.run(command, cwd=tmp_path, timeout=300, **options)
     else:
@@ -44,9 +45,13 @@ def test_programs_run_and_print_what_they_say(block, run_python, tmp_path):
 
 
 def test_the_programs_are_those_that_a_newcomer_needs():
-    assert len(README) == 2
-    assert [f"# line {number}" in README[0] for number in range(1, 7)] == [True] * 5 + [False]
-    assert all(name in README[1] for name in ("from_loss(", "Engine(", "run.train("))
+    five_lines, engine = FIRST
+    assert [f"# line {number}" in five_lines for number in range(1, 7)] == [True] * 5 + [False]
+    assert all(name in engine for name in ("from_loss(", "Engine(", "run.train("))
+
+
+def test_the_readme_is_read_in_three_minutes():
+    assert len(PAGES["README.md"].split()) <= 700
 
 
 def test_commands_and_their_flags_exist():
@@ -66,19 +71,31 @@ def test_files_exist():
     for path in set(re.findall(r"(?<![\w/])((?:scripts|bsjax|experiments)/[\w/.]+\.(?:py|sh))", TEXT)):
         assert (ROOT / path).exists(), path
     for name, page in PAGES.items():
-        for path in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", page):
+        for path in re.findall(r"\]\((?!http|#|\.\./\.\./actions/)([^)#]+)[^)]*\)", page):  # GitHub has the actions
             assert ((ROOT / name).parent / path).exists(), (name, path)
 
 
 def test_what_the_demo_prints_is_told_without_pinning_the_digits():
-    demo = PAGES["README.md"].split("The demo prints a table.")[1].split("\n## ")[0]
+    demo = PAGES["docs/getting_started.md"].split("## What the demo shows")[1].split("\n## ")[0]
     updates = re.findall(r"^    (?:Original|Increas).*?  ([\d,]+)  ", demo, re.MULTILINE)
     assert updates == ["7,185", "2,747", "1,454", "819"]
     for words in ("± is the standard deviation", "depend on the CPU", "constant learning rate"):
         assert re.search(words.replace(" ", r"\s+"), demo)
 
 
-def test_results_are_those_of_the_files(tmp_path):
+def test_the_readmes_results_are_those_of_the_files():
+    table = re.findall(r"^\| (\w+) \|((?: [\d.]+ %, [\d,]+ \|)+)$", PAGES["README.md"], re.MULTILINE)
+    assert [preset for preset, _ in table] == ["digits", "fashion_mnist", "cifar10_small"]
+    for preset, cells in table:
+        with open(ROOT / f"experiments/results/{preset}/figure5_table.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        means = [(100 * float(rows[k]["test_accuracy_mean"]), int(rows[k]["updates"])) for k in (0, 1, 2, 4)]
+        shown = [f"{accuracy:.1f} %, {updates:,}" for accuracy, updates in means]
+        assert [cell.strip() for cell in cells.split("|")[:-1]] == shown
+        assert (rows[1]["verdict"], rows[4]["schedule"]) == ("equal", "Control: constant learning rate")
+
+
+def test_results_are_those_of_the_files():
     command = [sys.executable, str(ROOT / "scripts/results_table.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
