@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every check: lint, format, types, doctests and tests. Arguments go to pytest: scripts/test.sh -k recipe
+# Runs every check: lint, format, types, the site, doctests and tests. Arguments go to pytest, and leave out the site:
+# scripts/test.sh -k recipe
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup_venv.sh test
@@ -12,5 +13,9 @@ echo "== mypy: bsjax, experiments, scripts"
 .venv/bin/python -m mypy
 echo "== shellcheck"
 .venv/bin/shellcheck --external-sources scripts/*.sh .ci/run
+if [[ $# == 0 ]]; then
+  echo "== docs: the site, its links and its notebooks"
+  scripts/docs.sh
+fi
 echo "== pytest: doctests of bsjax, tests"
 exec .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
