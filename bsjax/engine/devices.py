@@ -100,6 +100,11 @@ class Program:
             return 0
         return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
+    def total_bytes(self, shape: Any) -> int:
+        """Bytes that a compiled executable takes on each device, with its arguments; 0 where XLA does not say."""
+        analysis = self._executables[shape].memory_analysis()
+        return 0 if analysis is None else analysis.argument_size_in_bytes + self.temporary_bytes(shape)
+
     def __call__(self, shape: Any, *args: Any) -> Any:
         """Runs the executable for `shape`, a hashable that stands for the shapes of args.
 

@@ -245,6 +245,11 @@ class Engine:
         num_devices, microbatch_size = self.layout(batch_size)
         return self._on(num_devices).cost_of(batch_size, microbatch_size)
 
+    def memory_of(self, batch_size: int) -> int:
+        """Bytes that an update of a batch size takes on each device, as XLA plans them; after such an update."""
+        num_devices, microbatch_size = self.layout(batch_size)
+        return self._on(num_devices).memory_of(batch_size, microbatch_size)
+
     @functools.cached_property
     def model_flops(self) -> ModelFlops:
         """What an example's loss and gradient take, without padding and the optimizer."""

@@ -118,6 +118,12 @@ class Programs:
             parts = [(count, self._accumulate.cost_of(microbatch_size)), (1, self._apply_update.cost_of(()))]
         return total_cost((len(self.devices) * count, cost) for count, cost in parts)
 
+    def memory_of(self, batch_size: int, microbatch_size: int) -> int:
+        """Bytes that the largest program of an update takes on each device; there must have been such an update."""
+        if self._is_single(batch_size, microbatch_size):
+            return self._train_step.total_bytes(microbatch_size)
+        return max(self._accumulate.total_bytes(microbatch_size), self._apply_update.total_bytes(()))
+
     def evaluate(self, state: TrainState, microbatch_size: int) -> dict[str, float]:
         """The means of the loss and the task's metrics over the test examples."""
         microbatches = self._test.microbatches(0, self._test_size, microbatch_size)

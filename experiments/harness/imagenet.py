@@ -13,6 +13,7 @@ from experiments.harness.presets import Workload
 
 DECAYING, GROWING = "Decaying learning rate", "Increasing batch size"
 _NUM_IMAGES, _NUM_TINY = 1_281_167, 5_000
+_PIXELS, _TINY_PIXELS = {"inception_resnet_v2": 299, "resnet50": 224}, 32
 
 
 class Published(NamedTuple):
@@ -31,12 +32,14 @@ class ImageNetPreset(Workload):
       dataset_size: N, so that plans need no data.
       margins: see `Workload`.
       test_size: of the validation set.
+      num_classes: of the images.
       max_batch_size: cap of the growing batch; from there on the learning rate decays.
       momentums: Figure 7's, beginning with the recipe's.
       published: what the paper says, by schedule.
     """
 
     test_size: int
+    num_classes: int
     max_batch_size: int
     momentums: tuple[float, ...] = ()
     published: dict[str, Published] = dataclasses.field(default_factory=dict)
@@ -87,8 +90,8 @@ _TINY = Config().replace(
     lr_decay_epochs=(10.0, 20.0, 26.0),
     lr_decay_factor=10.0,
 )
-_TINY_SIZES: dict[str, Any] = {"dataset_size": _NUM_TINY, "test_size": 500}
-_IMAGENET_SIZES: dict[str, Any] = {"dataset_size": _NUM_IMAGES, "test_size": 50_000}
+_TINY_SIZES: dict[str, Any] = {"dataset_size": _NUM_TINY, "test_size": 500, "num_classes": 10}
+_IMAGENET_SIZES: dict[str, Any] = {"dataset_size": _NUM_IMAGES, "test_size": 50_000, "num_classes": 1000}
 _SMALL_MARGIN, _MARGIN = {"accuracy": 0.02}, {"accuracy": 0.005}
 
 FIGURE6 = {
@@ -140,6 +143,12 @@ RESNET50 = {
         **_TINY_SIZES,
     ),
 }
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Height, width and channels of the images that a recipe trains on."""
+    pixels = _PIXELS.get(config.task.model, _TINY_PIXELS)
+    return pixels, pixels, 3
 
 
 def decayed_and_grown(preset: ImageNetPreset, config: Config) -> dict[str, Config]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from absl import flags
 
-from experiments.harness import cli, figures, imagenet, schedule_figure, studies
+from experiments.harness import cli, figures, imagenet, rehearsal, schedule_figure, studies
 from experiments.harness.config import Config
 from experiments.harness.imagenet import ImageNetPreset
 
@@ -21,6 +21,9 @@ def run(name: str, choices: Mapping[str, ImageNetPreset], schedules: Schedules) 
     """
     figures.define_flags(preset="imagenet", choices=choices)
     flags.DEFINE_bool("plans", False, "Print the updates of each schedule, and train nothing.")
+    flags.DEFINE_bool(
+        "rehearse", False, "Time the first microbatches of each phase on random images, and predict the whole training."
+    )
     cli.run(lambda: _main(name, choices, schedules), multihost=True, presets=choices)
 
 
@@ -29,6 +32,9 @@ def _main(name: str, choices: Mapping[str, ImageNetPreset], schedules: Schedules
     configs = schedules(study.preset, study.config)
     if flags.FLAGS.plans:
         figures.print_table(imagenet.plan_rows(study.preset, configs))
+        return
+    if flags.FLAGS.rehearse:
+        rehearsal.rehearse(study.preset, configs)
         return
     results = figures.train(study, configs, lambda: imagenet.controls(study.preset, study.config))
 

@@ -1,4 +1,4 @@
-"""Figures 6 and 7 and ResNet-50: their plans, their controls, and a run of the script."""
+"""Figures 6 and 7 and ResNet-50: their plans, their controls, a run of the script, and rehearsals."""
 
 import dataclasses
 import functools
@@ -6,9 +6,10 @@ import functools
 import numpy as np
 import pytest
 
+from bsjax import InvalidArgument
 from bsjax.data import cache
-from experiments.harness import build, imagenet
-from experiments.harness.imagenet import FIGURE6, FIGURE7, RESNET50
+from experiments.harness import build, imagenet, rehearsal
+from experiments.harness.imagenet import DECAYING, FIGURE6, FIGURE7, GROWING, RESNET50
 
 N = 1_281_167
 SCHEDULES = {
@@ -116,3 +117,56 @@ def test_a_figure_is_trained_and_drawn(call, make_dataset, read_csv, tmp_path):
     assert [(row["schedule"], row["updates"]) for row in rows] == [(imagenet.DECAYING, "60"), (imagenet.GROWING, "24")]
     assert "final_test_top5_accuracy" in read_csv(tmp_path / "figure" / "summary.csv")[0]
     assert (tmp_path / "figure" / "figure6.png").exists()
+
+
+def test_a_rehearsal_predicts_each_phase_from_its_microbatches(call, tmp_path):
+    flags = ["--preset=tiny_imagenet", "--rehearse", "--model=mlp", "--model_depth=1", "--microbatch_size=16"]
+    result = call("figure6", *flags, f"--workdir={tmp_path / 'none'}")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "3 programs were compiled" in result.stdout
+    )  # of the accumulation, its zeros and the optimizer, for all phases
+    rows = [line.rsplit(maxsplit=8) for line in result.stdout.splitlines() if line.startswith((DECAYING, GROWING))]
+    phases = [row for row in rows if "total" not in row]
+    assert [row[1:6] for row in phases] == [
+        ["0", "32", "16", "2", "4,688"],
+        ["0", "32", "16", "2", "1,563"],
+        ["10", "320", "16", "20", "313"],
+    ]
+    for *_, updates, seconds, _, hours in phases:
+        assert float(hours) == pytest.approx(int(updates.replace(",", "")) * float(seconds) / 3600, rel=0.01)
+    assert float(phases[2][6]) > float(phases[1][6])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_rehearsal_computes_the_time_and_the_memory_of_its_layout():
+    preset = FIGURE6["tiny_imagenet"]
+    config = preset.config.replace(model="mlp", model_depth=1, microbatch_size=16)
+    sizes = [16 * 8, 32 * 8, 320 * 8]  # on eight devices
+    rehearsed = rehearsal.Rehearsal(preset, config, set(sizes))
+    alone, two, twenty = map(rehearsed.measure, sizes)
+    assert (alone.num_microbatches, two.num_microbatches, twenty.num_microbatches) == (1, 2, 20)
+    assert twenty.update_s - two.update_s == pytest.approx(18 * two.microbatch_s)
+    assert alone.update_s == alone.microbatch_s > 0
+    weights = 4 * 32 * 32 * 3 * build.model(config, 10).width  # of the first layer, which are most of them
+    assert 4 * weights < two.memory_bytes < 10 * weights  # parameters, momentum, gradients and their sum; copies
+    assert twenty.memory_bytes == two.memory_bytes
+
+
+def test_a_rehearsal_whose_loss_is_not_finite_is_refused(monkeypatch):
+    preset = FIGURE6["tiny_imagenet"]
+    config = preset.config.replace(model="mlp", model_depth=1, microbatch_size=16)
+    monkeypatch.setattr(rehearsal, "STD", 1e-38)  # the pixels overflow
+    rehearsed = rehearsal.Rehearsal(preset, config, {128})
+    with pytest.raises(InvalidArgument, match=r"loss of the first update is (nan|inf); it must be finite"):
+        rehearsed.measure(128)
+
+
+def test_random_images_are_the_same_at_each_call():
+    images = rehearsal.RandomImages(1000, (4, 6, 3), 10)
+    indices = np.array([[0, 999], [64, 5]])
+    found = images.gather(indices)
+    assert found["image"].shape == (2, 2, 4, 6, 3)
+    assert (len(images), found["image"].dtype, found["label"].dtype) == (1000, np.uint8, np.int32)
+    for key, values in images.gather(indices.ravel()).items():
+        np.testing.assert_array_equal(values, found[key].reshape(4, *values.shape[1:]))
