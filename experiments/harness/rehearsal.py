@@ -190,12 +190,16 @@ def _rows(label: str, plan: Plan, found: list[tuple[Any, Measured]]) -> list[lis
                 f"{measured.microbatch_size:,}",
                 f"{measured.num_microbatches:,}",
                 f"{phase.num_updates:,}",
-                f"{measured.update_s:.3g}",
+                _short(measured.update_s),
                 f"{measured.memory_bytes / _GIB:.2f}",
-                f"{seconds / 3600:,.4g}",
+                _short(seconds / 3600),
             ]
         )
-    return [*rows, [label, "total", "", "", "", f"{plan.num_updates:,}", "", "", f"{total_s / 3600:,.4g}"]]
+    return [*rows, [label, "total", "", "", "", f"{plan.num_updates:,}", "", "", _short(total_s / 3600)]]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _print(rehearsal: Rehearsal, rows: list[list[str]], last: Measured) -> None:
