@@ -55,7 +55,7 @@ def test_the_line_without_decay_is_at_the_controls_difference():
     bars = [container.lines[0].get_xdata().item() for container in right.containers]
     assert bars == pytest.approx([0.0, -2.0, 1.0])
     assert [text.get_text() for text in left.get_yticklabels()] == [row[0] for row in rows]
-    assert [text.get_text() for text in left.texts] == [" 2.0 × the examples"]
+    assert [text.get_text() for text in left.texts] == [" 2.0 × the examples "]
 
 
 def test_adaptive(call, read_csv, tmp_path):
