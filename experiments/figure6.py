@@ -6,8 +6,7 @@
 
 The first command prints the updates of the plans beside the paper's words. The second trains them, on as many
 accelerators as there are, and shows the test accuracy against epochs and against updates. The third does so on a small
-copy, ten classes of Tiny ImageNet, with controls. No flag loads folders of JPEGs yet, so that only --plans works with
-ImageNet itself.
+copy, ten classes of Tiny ImageNet, with controls. docs/imagenet.md says how to prepare both data sets.
 """
 
 from experiments.harness import imagenet, imagenet_figures

@@ -4,8 +4,7 @@
     python -m experiments.resnet50 --preset=imagenet --seeds=1 --nocontrols --workdir=runs/resnet50
 
 The first command prints the updates of the plans. The second trains them, on as many accelerators as there are. The
-paper reaches 76.1 % in less than 30 minutes on a TPU pod. No flag loads folders of JPEGs yet, so that only --plans
-works.
+paper reaches 76.1 % in less than 30 minutes on a TPU pod. docs/imagenet.md says how to prepare the images.
 """
 
 from experiments.harness import imagenet, imagenet_figures

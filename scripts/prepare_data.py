@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10                                  # TensorFlow Datasets
     .venv/bin/python scripts/prepare_data.py --dataset=cifar10 --source=cifar-10-python.tar.gz  # from files on the disk
-    .venv/bin/python scripts/prepare_data.py --dataset=imagenet/train --source=ILSVRC/train --class_folders  # JPEGs
+    .venv/bin/python scripts/prepare_data.py --dataset=pets --source=pets --class_folders         # folders of JPEGs
     .venv/bin/python scripts/prepare_data.py --dataset=imagenet2012 --source=ILSVRC   # with the official tar files
     .venv/bin/python scripts/prepare_data.py --dataset=shakespeare --source=input.txt           # own text
     .venv/bin/python scripts/prepare_data.py --dataset=openwebtext --source=openwebtext         # train.bin, val.bin
@@ -12,20 +12,21 @@
 Datasets has prepared. Such a folder, and a data set without --source, need TensorFlow Datasets: scripts/setup_venv.sh
 tfds.
 
-With --class_folders, --source is a folder with a folder of JPEGs for each class. They are kept as they are, in
-ArrayRecord files, which `bsjax.data.ImageRecords` reads. The same command continues where it was stopped. It needs
-array_record: scripts/setup_venv.sh imagenet.
+With --class_folders, --source has the folders train and validation (or val, or test), each with a folder of JPEGs for
+each class; or it is one such split, and --dataset=pets/train or pets/validation names it. The JPEGs are kept as they
+are, in ArrayRecord files. The same command continues where it was stopped. It needs array_record:
+scripts/setup_venv.sh imagenet. The folder of Tiny ImageNet is read as it is.
 
-ImageNet's official tar files are prepared the same way, to the data sets imagenet2012/train and
-imagenet2012/validation, without being unpacked. --source is a folder with ILSVRC2012_img_train.tar,
-ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
+ImageNet's official tar files are prepared the same way, without being unpacked. --source is a folder with
+ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz; or it is the folder imagenet2012 of
+TensorFlow Datasets, prepared with file_format=array_record.
 """
 
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,10 @@ from bsjax.data import (
     prepare,
     prepare_imagenet,
     prepare_text,
+    tfds_images,
     write_image_records,
 )
+from bsjax.data.image_datasets import splits_in, write_moments
 from bsjax.data.image_files import ImageFiles, holds_image_records
 from bsjax.errors import RunError
 
@@ -79,6 +82,9 @@ def main() -> None:
         return
     if _SOURCE.value is not None and prepare_imagenet.is_official(path := pathlib.Path(_SOURCE.value).expanduser()):
         prepare_tars(path)
+        return
+    if _SOURCE.value is not None and from_tfds.find_folder(path) and (splits := tfds_images.splits_of(name, path)):
+        prepare_tfds_images(path, splits)
         return
     if holds_image_records(folder := cache.dataset_dir(name, data_dir)):
         raise InvalidArgument("dataset", name, f"another name: {folder} holds class folders' images")
@@ -136,12 +142,24 @@ def prepare_records() -> None:
     if _SOURCE.value is None:
         raise InvalidArgument("source", None, "a folder with --class_folders")
     path, start = pathlib.Path(_SOURCE.value).expanduser(), time.perf_counter()
-    folder = records_dir(_DATASET.value)
-    try:
-        files = ImageFolder(path)
-    except InvalidArgument as error:
-        raise error.renamed("source") from None
-    write_records(files, path, folder)
+    splits = {f"{_DATASET.value}/{split}": folder for split, folder in splits_in(path).items()}
+    for name, source in (splits or {_DATASET.value: path}).items():
+        folder = records_dir(name)
+        try:
+            files = ImageFolder(source)
+        except InvalidArgument as error:
+            raise error.renamed("source") from None
+        write_records(files, source, folder)
+    print(f"Prepared in {time.perf_counter() - start:.1f} s.")
+
+
+def prepare_tfds_images(path: pathlib.Path, splits: Sequence[str]) -> None:
+    """Writes the images of a folder of TensorFlow Datasets to ArrayRecord files, and describes them."""
+    refuse(given_of_text(), "combined with a text as --source, not with images")
+    start = time.perf_counter()
+    for split, ours in zip(splits, prepare_imagenet.SPLITS, strict=True):
+        folder = records_dir(f"{_DATASET.value}/{ours}")
+        write_records(tfds_images.TfdsImages(_DATASET.value, path, split), path, folder)
     print(f"Prepared in {time.perf_counter() - start:.1f} s.")
 
 
@@ -184,7 +202,10 @@ def write_records(files: ImageFiles, path: pathlib.Path, folder: pathlib.Path) -
     total = len(files.names)
     print(f"{total:,} images of {len(files.class_names):,} classes in {path}\nWriting {folder}", flush=True)
     write_image_records(files, folder, report=lambda count: print(f"  {count:,} of {total:,} images", flush=True))
-    print(f"It holds {ImageRecords(folder).fingerprint}: their number and CRC-32.")
+    records = ImageRecords(folder)
+    if folder.name.endswith("-train"):
+        write_moments(records, folder)
+    print(f"It holds {records.fingerprint}: their number and CRC-32.")
 
 
 def describe(name: str) -> None:

@@ -3,6 +3,7 @@
 from bsjax.data.augmentation import AUGMENTATIONS
 from bsjax.data.dataset import Dataset
 from bsjax.data.datasets import DATASETS, load_dataset
+from bsjax.data.image_datasets import has_images, load_images
 from bsjax.data.image_files import ImageFolder, ImageRecords, write_image_records
 from bsjax.data.image_source import ImageSource
 from bsjax.data.joined_tokens import JoinedTokens
@@ -15,4 +16,4 @@ from bsjax.data.token_windows import TokenWindows
 
 __all__ = ["AUGMENTATIONS", "DATASETS", "ArraySource", "Dataset", "ExampleStream", "ImageFolder", "ImageRecords"]
 __all__ += ["ImageSource", "JoinedTokens", "Source", "TextDataset", "TokenWindows", "load_dataset", "read_token_file"]
-__all__ += ["create_signals", "write_image_records"]
+__all__ += ["create_signals", "has_images", "load_images", "write_image_records"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from bsjax.data import cache
 from bsjax.data.dataset import Dataset
+from bsjax.data.image_datasets import has_images, image_dataset_names
 from bsjax.data.signals import create_signals
 from bsjax.data.sources import ArraySource
 from bsjax.errors import InvalidArgument
@@ -31,7 +32,8 @@ def load_dataset(name: str, data_dir: cache.DataDir = None) -> Any:
       A `Dataset` of images with classes, or a `TextDataset`.
 
     Raises:
-      InvalidArgument: it has not been prepared, or is damaged; the message has the command that prepares it.
+      InvalidArgument: it has not been prepared, or is damaged; the message has the command that prepares it. Or its
+        images have many sizes, see `load_images`.
 
     >>> digits = load_dataset("digits")
     >>> len(digits.train), len(digits.test), digits.num_classes
@@ -41,9 +43,12 @@ def load_dataset(name: str, data_dir: cache.DataDir = None) -> Any:
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]()
+    if has_images(name, data_dir):
+        allowed = "a data set of images of one size; bsjax.data.load_images crops those of many sizes"
+        raise InvalidArgument("dataset", name, allowed)
     if cache.exists(name, data_dir):
         return cache.read(name, data_dir)
-    here = list(dict.fromkeys([*DATASETS, *cache.prepared_names(data_dir)]))
+    here = list(dict.fromkeys([*DATASETS, *cache.prepared_names(data_dir), *image_dataset_names(data_dir)]))
     command = cache.prepare_command(name, data_dir)
     near = [] if name in WELL_KNOWN else difflib.get_close_matches(name.lower(), [*here, *WELL_KNOWN], n=1)
     raise InvalidArgument("dataset", name, f"one of {', '.join(here)}, or prepared first: {command}", *near)

@@ -32,7 +32,7 @@ def download(name: str, tokens: str | None = None, test_share: float | None = No
       InvalidArgument: no such data set, no network, TensorFlow Datasets is not installed, or the data set is neither a
         text nor images of one size, or an argument does not fit it.
     """
-    with _errors(name, "dataset", name, "one that TensorFlow Datasets can prepare, or comes with --source"):
+    with read_errors(name, "dataset", name, "one that TensorFlow Datasets can prepare, or comes with --source"):
         import tensorflow_datasets as tfds
 
         try:
@@ -57,7 +57,7 @@ def read_folder(name: str, path: pathlib.Path, tokens: str | None = None, test_s
     Raises:
       InvalidArgument: as in `download`, or the folder is damaged.
     """
-    with _errors(name, "source", str(path), "an intact folder of TensorFlow Datasets"):
+    with read_errors(name, "source", str(path), "an intact folder of TensorFlow Datasets"):
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(find_folder(path))
@@ -66,7 +66,7 @@ def read_folder(name: str, path: pathlib.Path, tokens: str | None = None, test_s
 
 
 @contextlib.contextmanager
-def _errors(name: str, argument: str, value: str, allowed: str) -> Iterator[None]:
+def read_errors(name: str, argument: str, value: str, allowed: str) -> Iterator[None]:
     """Turns any error of any library that downloads, unpacks or reads into an InvalidArgument."""
     try:
         yield

@@ -20,6 +20,7 @@ from bsjax.errors import InvalidArgument, RunError, check_whole
 FORMAT_VERSION = 1
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _INDEX, _LABELS, _NAMES, _PROGRESS = "index.json", "labels.npy", "names.json", "progress.json"
+_ANNOTATIONS, _ANNOTATED = "val_annotations.txt", "images"
 
 
 class ImageFiles(Protocol):
@@ -27,7 +28,10 @@ class ImageFiles(Protocol):
 
     class_names: tuple[str, ...]
     labels: np.ndarray  # int32 [N], numbers of classes
-    names: list[str]  # of the files, for people
+
+    @property
+    def names(self) -> list[str]:
+        """Of the files, for people."""
 
     @property
     def fingerprint(self) -> str:
@@ -41,7 +45,8 @@ class ImageFolder:
     """The images of a folder of class folders.
 
     The classes are the folders right below the root, in the order of their names. Each holds .jpeg, .jpg and .png
-    files, itself or in folders below it.
+    files, itself or in folders below it. The validation images of Tiny ImageNet are read as well: they are in one
+    folder, images, and val_annotations.txt beside it has a line for each, which begins with its name and its class.
 
     Args:
       root: the folder.
@@ -54,20 +59,10 @@ class ImageFolder:
         self._root = pathlib.Path(root)
         if not self._root.is_dir():
             raise InvalidArgument("root", str(root), "a folder that exists")
-        classes = sorted(path.name for path in self._root.iterdir() if path.is_dir())
-        if not classes:
-            raise InvalidArgument("root", str(root), "a folder with a folder of images for each class")
-        self.names: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = sorted(self._images_in(name))
-            if not found:
-                allowed = f"a folder whose class folders hold {', '.join(_SUFFIXES)} files; {name} holds none"
-                raise InvalidArgument("root", str(root), allowed)
-            self.names += found
-            labels += [label] * len(found)
-        self.class_names = tuple(classes)
-        self.labels = np.array(labels, np.int32)
+        by_class = self._annotated() if (self._root / _ANNOTATIONS).is_file() else self._of_class_folders()
+        self.class_names = tuple(by_class)
+        self.names = [name for names in by_class.values() for name in names]
+        self.labels = np.repeat(np.arange(len(by_class), dtype=np.int32), [len(names) for names in by_class.values()])
 
     def read(self, index: int) -> bytes:
         """The bytes of an image."""
@@ -77,6 +72,27 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """Number and CRC-32 of all names, labels and images, which are read for it: a minute per 10 GB or so."""
         return fingerprint_of(self)
+
+    def _of_class_folders(self) -> dict[str, list[str]]:
+        """The images of each class, in order."""
+        classes = sorted(path.name for path in self._root.iterdir() if path.is_dir())
+        if not classes:
+            raise InvalidArgument("root", str(self._root), "a folder with a folder of images for each class")
+        by_class = {name: sorted(self._images_in(name)) for name in classes}
+        if empty := [name for name, found in by_class.items() if not found]:
+            allowed = f"a folder whose class folders hold {', '.join(_SUFFIXES)} files; {empty[0]} holds none"
+            raise InvalidArgument("root", str(self._root), allowed)
+        return by_class
+
+    def _annotated(self) -> dict[str, list[str]]:
+        """The images that the annotations name, of each class, in order."""
+        by_class: dict[str, list[str]] = {}
+        for line in (self._root / _ANNOTATIONS).read_text(encoding="utf-8").splitlines():
+            if len(parts := line.split()) < 2:
+                allowed = f"a folder whose {_ANNOTATIONS} has an image and its class in each line, not {line!r}"
+                raise InvalidArgument("root", str(self._root), allowed)
+            by_class.setdefault(parts[1], []).append(f"{_ANNOTATED}/{parts[0]}")
+        return {name: sorted(by_class[name]) for name in sorted(by_class)}
 
     def _images_in(self, name: str) -> Iterator[str]:
         for folder, _, files in os.walk(self._root / name):
@@ -113,13 +129,28 @@ class ImageRecords:
         self.class_names = tuple(index["class_names"])
         self.fingerprint: str = index["fingerprint"]
         self.labels = np.load(self._folder / _LABELS)
-        self.names: list[str] = json.loads((self._folder / _NAMES).read_text(encoding="utf-8"))
         shards = [str(self._folder / name) for name in index["sizes"] if name.endswith(".array_record")]
         self._records = _array_record().array_record_data_source.ArrayRecordDataSource(shards)
 
+    def __reduce__(self):  # so that another process opens the files itself
+        return ImageRecords, (self._folder,)
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Of the files, for people; read when somebody asks, because a million names take 100 MB."""
+        return json.loads((self._folder / _NAMES).read_text(encoding="utf-8"))
+
     def read(self, index: int) -> bytes:
-        """The bytes of an image."""
-        return self._records[index]
+        """The bytes of an image.
+
+        Raises:
+          RunError: the file is damaged there.
+        """
+        try:
+            return self._records[index]
+        except Exception as error:  # of whatever kind array_record has for a damaged chunk
+            what = str(error).splitlines()[0][:200]
+            raise RunError(f"image {index} of {self._folder} cannot be read: {what}") from None
 
 
 def fingerprint_of(files: ImageFiles) -> str:

@@ -253,7 +253,7 @@ def engine(
     shard_optimizer: bool = False,
 ) -> Engine:
     """The engine; devices is "all", "auto" or a number, in all processes together."""
-    with argument_is_flag(unit_of(config), unit_flag(config)):
+    with argument_is_flag(unit_of(config), unit_flag(config), examples_on="images_on"):
         return Engine(
             task(config, dataset),
             optimizer(config),

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from bsjax.data import TextDataset, load_dataset
+from bsjax.data import Dataset, TextDataset, has_images, load_dataset, load_images
 from bsjax.errors import InvalidArgument
 from bsjax.models import Projector, create_model, ghost_batch_size_of
 from bsjax.tasks import Autoencoder, Classification, Contrastive, LanguageModel, Task
@@ -18,14 +19,25 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _WHITE = {"digits": 16.0}  # the stored value of a white pixel; elsewhere 255
 
 
-def dataset(config: Config, data_dir: str | None = None) -> Any:
-    """The data set; a text in windows of the context length.
+def dataset(config: Config, data_dir: str | None = None, num_workers: int = 0) -> Any:
+    """The data set; a text in windows of the context length, images of many sizes as crops of the image size.
+
+    Args:
+      config: what to train.
+      data_dir: see `bsjax.data.load_dataset`.
+      num_workers: processes that decode images of many sizes, see `bsjax.data.ImageSource`.
 
     Raises:
       InvalidArgument: it is not there, or it is nothing that the task can learn.
     """
     name, settings = config.data.dataset, config.task
-    found = load_dataset(name, data_dir)
+    is_encoded = has_images(name, data_dir)
+    if is_encoded and settings.task != "language_model":
+        return _images(config, data_dir, num_workers)
+    if num_workers:
+        allowed = f"0 with {name}, which is decoded already: workers decode images of many sizes"
+        raise InvalidArgument("num_workers", num_workers, allowed, 0)
+    found: Any = None if is_encoded else load_dataset(name, data_dir)
     if settings.task == "language_model":
         if not isinstance(found, TextDataset):
             raise InvalidArgument(
@@ -34,7 +46,27 @@ def dataset(config: Config, data_dir: str | None = None) -> Any:
         return found.windows(settings.context_length)
     if isinstance(found, TextDataset):
         raise InvalidArgument("task", settings.task, f"language_model with {name}, a text", "language_model")
+    _check_decoded(config, found)
     return found
+
+
+def _images(config: Config, data_dir: str | None, num_workers: int) -> Dataset:
+    """Images of many sizes, cropped with the seed of the run."""
+    size, name = config.data.image_size, config.data.dataset
+    if size is None:
+        raise InvalidArgument("image_size", None, f"a number of pixels with {name}, whose images have many sizes", 224)
+    return load_images(name, size, data_dir, config.run.seed, config.data.on_bad_example, num_workers)
+
+
+def _check_decoded(config: Config, found: Dataset) -> None:
+    """Refuses flags of images of many sizes for a data set whose images have one; their own size is allowed."""
+    size, sides = config.data.image_size, found.train.gather(np.zeros(1, int))["image"].shape[1:3]
+    if size is not None and sides != (size, size):
+        allowed = f"left out with {found.name}, whose images all have {sides[0]}×{sides[1]} pixels"
+        raise InvalidArgument("image_size", size, allowed, sides[0] if sides[0] == sides[1] else None)
+    if config.data.on_bad_example != "fail":
+        allowed = f"fail with {found.name}, whose images are decoded already"
+        raise InvalidArgument("on_bad_example", config.data.on_bad_example, allowed, "fail")
 
 
 def model(config: Config, num_classes: int = 1) -> nn.Module:

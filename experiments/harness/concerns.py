@@ -9,6 +9,7 @@ from typing import Any
 
 from bsjax.controllers import CONTROLLERS
 from bsjax.data import AUGMENTATIONS, DATASETS
+from bsjax.data.image_source import ON_BAD_EXAMPLE
 from bsjax.errors import InvalidArgument, check_choice, check_whole
 from bsjax.models import AUTOENCODERS, CLASSIFIERS, LANGUAGE_MODELS, MODELS, POSITIONS
 from bsjax.optimizers import OPTIMIZERS
@@ -59,6 +60,15 @@ class DataConfig(_Concern):
     dataset: str = field(
         "digits", f"Data set: {', '.join(DATASETS)}, or one that scripts/prepare_data.py has prepared."
     )
+    image_size: int | None = field(None, "Pixels, height and width, to which images of many sizes are cropped.")
+    on_bad_example: str = field(
+        "fail", "At a damaged JPEG, end, or take the next one and note it in bad_examples.json.", ON_BAD_EXAMPLE
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size is not None:
+            check_whole("image_size", self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 from absl import flags
 
 from bsjax.engine.feed import EXAMPLES_ON
-from bsjax.errors import InvalidArgument, check_choice, check_positive
+from bsjax.errors import InvalidArgument, check_choice, check_positive, check_whole
 from bsjax.run import Intervals
 from experiments.harness import config_flags
 from experiments.harness.concerns import field
@@ -25,6 +25,7 @@ class Control:
 
     data_dir: str | None = field(None, "Folder of prepared data sets; default $BSJAX_DATA_DIR, else ~/.cache/bsjax.")
     images_on: str = field("auto", _WHERE)
+    num_workers: int = field(0, "Processes that decode images of many sizes; 0: threads of this one, one per core.")
     devices: str = field("all", "all, a number of them, or auto: as many as make a batch fastest.")
     shard_optimizer: bool = field(False, "Each device keeps a share of the optimizer's state, not all of it.")
     checkpoint_every_epochs: float = field(
@@ -72,6 +73,7 @@ def control_from_flags() -> Control:
     if control.peak_flops_per_s is not None:
         check_positive("peak_flops_per_s", control.peak_flops_per_s)
     check_choice("images_on", control.images_on, EXAMPLES_ON)
+    check_whole("num_workers", control.num_workers, 0)
     _check_devices(control.devices)
     control.intervals(Config())  # refuses wrong intervals
     return control

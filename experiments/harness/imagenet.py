@@ -1,7 +1,7 @@
 """The recipes of Section 5.3 and 5.4, on ImageNet, and of a small copy that two CPU cores can train.
 
-The images' size is a property of the data: 299 pixels for Inception-ResNet-V2, 224 for ResNet-50, 32 for the copy.
-Their crops are made when they are decoded, so `augmentation` is "none".
+Images are cropped to 299 pixels for Inception-ResNet-V2, 224 for ResNet-50, 32 for the copy. The crops are made when
+they are decoded, so `augmentation` is "none".
 """
 
 import dataclasses
@@ -52,6 +52,7 @@ class ImageNetPreset(Workload):
 # the span of batch norm's running averages. No average of the parameters is evaluated, as in the paper.
 _INCEPTION = Config().replace(
     dataset="imagenet2012",
+    image_size=299,
     model="inception_resnet_v2",
     ghost_batch_size=32,
     dtype="bfloat16",
@@ -69,6 +70,7 @@ _INCEPTION = Config().replace(
 # from whom are learning rate, warm-up, decays, weight decay, and γ = 0 at first. Ours: ghosts of 32, which are the
 # batches of their workers, bfloat16, and no weight decay of biases and batch norm.
 _RESNET50 = _INCEPTION.replace(
+    image_size=224,
     model="resnet50",
     dropout=0.0,
     label_smoothing=0.0,
@@ -80,6 +82,7 @@ _RESNET50 = _INCEPTION.replace(
 # cores.
 _TINY = Config().replace(
     dataset="tiny_imagenet_10",
+    image_size=32,
     model="resnet9",
     model_width=16,
     ghost_batch_size=16,

@@ -84,7 +84,7 @@ def train(
         if not ended["completed"]:
             raise DivergedError(ended["error"])
         return ended
-    dataset = build.dataset(config, control.data_dir)
+    dataset = build.dataset(config, control.data_dir, control.num_workers)
     fork, start = None, about.get("start", 0)
     if fork_from is not None:
         if not list(workdir.glob("checkpoints/[0-9]*[0-9]")):

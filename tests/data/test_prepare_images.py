@@ -1,10 +1,13 @@
 """The script writes class folders to records, as they are."""
 
 import functools
+import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bsjax import InvalidArgument
 from bsjax.data import ImageFolder, ImageRecords, load_dataset
@@ -39,12 +42,23 @@ def test_class_folders_are_prepared_once(call, source, tmp_path):
     assert result.stderr == (
         f"error: --dataset is 'mine/train'; it must be another name: {folder} holds class folders' images\n"
     )
-    with pytest.raises(InvalidArgument) as refusal:
-        load_dataset("mine/train", tmp_path / "data")
-    assert str(refusal.value) == (
-        f"dataset is 'mine/train'; it must be one with images of one size; {folder} holds images of many sizes, for "
-        "bsjax.data.ImageRecords"
-    )
+    with pytest.raises(InvalidArgument, match=r"^dataset is 'mine'; .* bsjax.data.load_images crops those "):
+        load_dataset("mine", tmp_path / "data")
+
+
+def test_both_splits_are_prepared_at_once(call, source, tmp_path):
+    shutil.copytree(source, tmp_path / "pets" / "train")
+    shutil.copytree(source, tmp_path / "pets" / "val")
+    picture = np.random.RandomState(0).randint(256, size=(9, 9, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "pets" / "train" / "bee" / "2.jpg")
+    result = call("--dataset=pets", f"--source={tmp_path}/pets", f"--data_dir={tmp_path}/data", "--class_folders")
+    assert (result.returncode, result.stderr) == (0, "")
+    for split, folder in (("train", "train"), ("validation", "val")):
+        expected = ImageFolder(tmp_path / "pets" / folder)
+        assert ImageRecords(tmp_path / "data" / f"pets-{split}").fingerprint == expected.fingerprint
+    mean, std = json.loads((tmp_path / "data" / "pets-train" / "moments.json").read_text())  # of what is intact
+    decoded = np.asarray(Image.open(tmp_path / "pets" / "train" / "bee" / "2.jpg"))
+    np.testing.assert_allclose([mean, std], [decoded.mean((0, 1)), decoded.std((0, 1))])
 
 
 def test_errors_are_one_line(call, source, tmp_path):

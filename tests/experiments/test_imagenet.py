@@ -1,14 +1,16 @@
 """Figures 6 and 7 and ResNet-50: their plans, their controls, a run of the script, and rehearsals."""
 
-import dataclasses
 import functools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bsjax import InvalidArgument
 from bsjax.data import cache
+from bsjax.errors import RunError
 from experiments.harness import build, imagenet, rehearsal
+from experiments.harness.config import Config
 from experiments.harness.imagenet import DECAYING, FIGURE6, FIGURE7, GROWING, RESNET50
 
 N = 1_281_167
@@ -103,13 +105,22 @@ def test_the_table_of_plans_has_the_papers_words():
     assert last == ["Momentum 0.975", "2,346", "below 2,500", "77.5, 76.8", "32,768 → 65,536"]
 
 
-def test_a_figure_is_trained_and_drawn(call, make_dataset, read_csv, tmp_path):
-    dataset = make_dataset(640, 100, (4, 4, 3), 100)
-    names = tuple(f"class {label}" for label in range(100))
-    cache.write(dataclasses.replace(dataset, name="tiny_imagenet_10", class_names=names), tmp_path / "data")
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with class folders of 640 JPEGs of many sizes to train on, in 100 classes, and 100 to test on."""
+    random = np.random.RandomState(0)
+    for number in range(740):
+        split, size = ("train", "val")[number >= 640], random.randint(4, 9, 2)
+        path = tmp_path / "data" / "tiny_imagenet_10" / split / f"class {number % 100:02}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.randint(256, size=(*size, 3)).astype(np.uint8)).save(path)
+    return tmp_path / "data"
+
+
+def test_a_figure_is_trained_and_drawn(call, data_dir, read_csv, tmp_path):
     flags = ["--preset=tiny_imagenet", "--model=mlp", "--model_depth=1", "--num_epochs=3", "--seeds=1", "--jobs=1"]
-    flags += ["--microbatch_size=auto", f"--workdir={tmp_path / 'figure'}", "--nocontrols"]
-    result = call("figure6", *flags, BSJAX_DATA_DIR=str(tmp_path / "data"))
+    flags += ["--microbatch_size=auto", f"--workdir={tmp_path / 'figure'}", "--nocontrols", "--image_size=4"]
+    result = call("figure6", *flags, BSJAX_DATA_DIR=str(data_dir))
     assert result.returncode == 0, result.stderr
     for name in ("test acc. %", "test top5 acc. %", "in the paper"):
         assert name in result.stdout
@@ -170,3 +181,38 @@ def test_random_images_are_the_same_at_each_call():
     assert (len(images), found["image"].dtype, found["label"].dtype) == (1000, np.uint8, np.int32)
     for key, values in images.gather(indices.ravel()).items():
         np.testing.assert_array_equal(values, found[key].reshape(4, *values.shape[1:]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_workers", "message"),
+    [
+        ({"image_size": None}, 0, "image_size is None; it must be a number of pixels with tiny_imagenet_10, whose "
+         "images have many sizes; nearest: 224"),
+        ({"dataset": "digits", "image_size": 9}, 0, "image_size is 9; it must be left out with digits, whose images "
+         "all have 8×8 pixels; nearest: 8"),
+        ({"dataset": "digits", "image_size": 8, "on_bad_example": "skip_with_record"}, 0, "on_bad_example is "
+         "'skip_with_record'; it must be fail with digits, whose images are decoded already; nearest: fail"),
+        ({"dataset": "digits", "image_size": None}, 2, "num_workers is 2; it must be 0 with digits, which is decoded "
+         "already: workers decode images of many sizes; nearest: 0"),
+        ({"task": "language_model", "model": "transformer"}, 0, "dataset is 'tiny_imagenet_10'; it must be a text, "
+         "which scripts/prepare_data.py prepares, with task=language_model"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_images_is_refused(data_dir, fields, num_workers, message):
+    config = Config().replace(dataset="tiny_imagenet_10", image_size=4).replace(**fields)
+    with pytest.raises(InvalidArgument) as refusal:
+        build.dataset(config, data_dir, num_workers)
+    assert str(refusal.value) == message
+
+
+def test_the_config_says_how_images_are_read(data_dir):
+    config = Config().replace(dataset="tiny_imagenet_10", image_size=5, seed=3)
+    path = data_dir / "tiny_imagenet_10" / "train" / "class 00" / "0.JPEG"
+    datasets = [build.dataset(config.replace(seed=seed), data_dir) for seed in (3, 4)]
+    one, other = (dataset.train.gather(np.arange(20))["image"] for dataset in datasets)
+    assert one.shape == (20, 5, 5, 3) and (one != other).any()
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RunError, match=r"^example 0 is damaged, class 00/0.JPEG: .*on_bad_example=skip_with_record"):
+        build.dataset(config, data_dir).train.gather(np.arange(2))
+    skipping = build.dataset(config.replace(on_bad_example="skip_with_record"), data_dir).train
+    assert (skipping.gather(np.arange(2))["label"] == 0).all() and list(skipping.bad_examples) == [0]
