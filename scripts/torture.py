@@ -136,7 +136,8 @@ def result(workdir: pathlib.Path) -> dict[str, Any]:
     arrays = {jax.tree_util.keystr(path): np.asarray(x).tobytes() for path, x in jax.tree.leaves_with_path(state)}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        line.pop("examples_per_second", None)
+        for timed in ("examples_per_second", "input_wait_s"):
+            line.pop(timed, None)
     summary = json.loads((workdir / "summary.json").read_text())
     kept = {name: summary[name] for name in summary if name.startswith("final") or name == "num_updates"}
     return {"checkpoint": newest.name, "summary": kept, "metrics": lines, **arrays}

@@ -20,7 +20,7 @@ from bsjax.engine.contract import (
     hyperparameter_names,
 )
 from bsjax.engine.cost import Cost, ModelFlops, model_flops
-from bsjax.engine.devices import Program, all_devices, first_of_each_process, first_replica, replicate
+from bsjax.engine.devices import all_devices, first_of_each_process, first_replica, replicate
 from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.engine.layout import Layouts, StepTimes
 from bsjax.engine.measure import LayoutChoice, Measurement, max_microbatch_size, step_times
@@ -116,10 +116,8 @@ class Engine:
             measure_noise=measure_noise,
             groups_may_span_devices=task.groups_may_span_devices,
         )
-        names = [device.device_kind for device in self.devices]
-        # How batch sizes are laid out, and what that rests on.
-        self.layout_choice = LayoutChoice(make_layouts, microbatch_size, self._measure, names)
-
+        kinds = [device.device_kind for device in self.devices]
+        self.layout_choice = LayoutChoice(make_layouts, microbatch_size, self._measure, kinds)
         steps = Steps(task, tx, layer_norm_noise)
         init_key, examples_key = jax.random.split(jax.random.PRNGKey(seed))
         stream = ExampleStream(len(train), seed, classes)
@@ -129,14 +127,13 @@ class Engine:
         self._shared = steps.shared(jax.eval_shape(self._init)) if shard_optimizer else None
         self._metrics = (*steps.metrics, "num_stops")
         eval_metrics = ("loss", *task.metrics, "num_examples")
-        # Names of the updates' hyperparameters, and the optimizer's names of these: known from the first update on.
-        self._names: dict[str, str] = {}
+        self._names: dict[str, str] = {}  # the optimizer's, by those of the updates' hyperparameters; from the first on
         self._make_programs = lambda devices: Programs(
             steps, self._names, self._metrics, eval_metrics, train, test, stream, examples_key, examples_on, devices
         )
         self._model_flops = lambda: model_flops(steps, jax.eval_shape(self._init), example, task.group_size)
         self._programs: dict[int, Programs] = {}  # by number of devices
-        self._tx, self._train, self._test, self._seed = tx, train, test, seed
+        self._tx, self._train, self._seed, self.sources = tx, train, seed, {"train": train, "test": test}
         self._order = {} if classes is None else {"classes": zlib.crc32(np.asarray(classes, np.int64).tobytes())}
         self._about_steps = {"layer_norm_noise": True} if layer_norm_noise else {}  # on which their times depend
 
@@ -145,8 +142,7 @@ class Engine:
         """What the numbers depend on, as JSON and by owner, for a checkpoint to know."""
         identity = {
             "task": self.task.identity,
-            "train": {"examples": len(self._train), "fingerprint": self._train.fingerprint},
-            "test": {"examples": len(self._test), "fingerprint": self._test.fingerprint},
+            **{name: {"examples": len(one), "fingerprint": one.fingerprint} for name, one in self.sources.items()},
             "optimizer": describe_constants(self._tx),
             "engine": {"seed": self._seed, **self._order},
         }
@@ -221,8 +217,8 @@ class Engine:
 
         With them comes what the task computes from these means, see `bsjax.tasks.Task.of_means`.
         """
-        programs = self._on(_num_devices(state))
-        means = programs.evaluate(state, self.layout.fastest(len(programs.devices)))
+        num_devices = _num_devices(state)
+        means = self._on(num_devices).evaluate(state, self.layout.fastest(num_devices))
         if hasattr(self.task, "of_means"):  # a task need not inherit from Task
             means = {**means, **self.task.of_means(means)}
         return {f"test_{name}": mean for name, mean in means.items()}
@@ -258,20 +254,23 @@ class Engine:
     @property
     def num_compilations(self) -> int:
         """Executables made for training and evaluation."""
-        return sum(program.num_compilations for program in self._all_programs())
+        return sum(program.num_compilations for one in self._programs.values() for program in one.all)
 
     @property
     def compile_time_s(self) -> float:
         """Seconds of compilation, in the background and not."""
-        return sum(program.compile_time_s for program in self._all_programs())
+        return sum(program.compile_time_s for one in self._programs.values() for program in one.all)
 
     @property
     def stall_time_s(self) -> float:
         """Seconds of compilation that training waited for."""
-        return sum(program.stall_time_s for program in self._all_programs())
+        return sum(program.stall_time_s for one in self._programs.values() for program in one.all)
 
-    def _all_programs(self) -> list[Program]:
-        return [program for programs in self._programs.values() for program in programs.all]
+    @property
+    def input_wait_s(self) -> float | None:
+        """Seconds that updates waited for examples from the host; None where examples live on the devices."""
+        waits = [one.input_wait_s for one in self._programs.values() if one.input_wait_s is not None]
+        return sum(waits) if waits else None
 
     def _values(self, state: TrainState, hyperparameters: Mapping[str, float]) -> list[float]:
         """An update's hyperparameters in the order of the programs' arguments."""
@@ -291,14 +290,12 @@ class Engine:
     def _on(self, num_devices: int) -> Programs:
         """The programs for the first of each process's devices, so many in all."""
         if num_devices not in self._programs:
-            devices = first_of_each_process(self.devices, num_devices)
-            self._programs[num_devices] = self._make_programs(devices)
+            self._programs[num_devices] = self._make_programs(first_of_each_process(self.devices, num_devices))
         return self._programs[num_devices]
 
     def _move(self, state: TrainState, programs: Programs) -> TrainState:
-        if _num_devices(state) == len(programs.devices):
-            return state
-        return replicate(first_replica(state), programs.devices, self._shared)
+        is_there = _num_devices(state) == len(programs.devices)
+        return state if is_there else replicate(first_replica(state), programs.devices, self._shared)
 
 
 def _num_devices(state: TrainState) -> int:

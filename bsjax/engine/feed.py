@@ -8,6 +8,7 @@ import concurrent.futures
 import itertools
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ _NUM_AHEAD = 4  # microbatches that are gathered before they are needed
 
 class DeviceFeed:
     """All examples live on every device, and an update moves indices."""
+
+    wait_s: float | None = None  # there is nothing to wait for
 
     def __init__(self, source: Source, stream: ExampleStream | None, key: jax.Array, devices: Sequence[jax.Device]):
         """Copies a source to the devices; without a stream, its examples come in their own order."""
@@ -58,6 +61,9 @@ class HostFeed:
 
     A microbatch is known by its positions in the stream, so those at the beginning of the next update can be
     gathered before anyone asks for it: the last one excepted, they are the same whatever its batch size.
+
+    Attributes:
+      wait_s: seconds that microbatches have been waited for.
     """
 
     def __init__(self, source: Source, stream: ExampleStream | None, key: jax.Array, devices: Sequence[jax.Device]):
@@ -69,6 +75,7 @@ class HostFeed:
         self._local = local_part(devices)
         self._gatherer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gather")
         self._coming: dict[_Request, concurrent.futures.Future] = {}
+        self.wait_s: float | None = 0.0
 
     def microbatches(self, start: int, batch_size: int, microbatch_size: int) -> Iterator[tuple[Any, Any]]:
         """The microbatches of the batch at stream positions [start, start + batch_size)."""
@@ -86,7 +93,7 @@ class HostFeed:
         for request in window:
             self._gather(request)
         for _ in range(layout.num_microbatches(batch_size, microbatch_size, len(self._devices))):
-            examples, address = self._coming.pop(window.pop(0)).result()
+            examples, address = self._waited_for(self._coming.pop(window.pop(0)))
             for request in itertools.islice(expected, 1):
                 self._gather(request)
                 window.append(request)
@@ -101,6 +108,13 @@ class HostFeed:
             self._source.gather(np.zeros(1, np.int32)),
         )
         return (examples, shapes_of(self._key)), _address_shape(len(self._devices), microbatch_size)
+
+    def _waited_for(self, coming: concurrent.futures.Future) -> Any:
+        start = time.perf_counter()
+        try:
+            return coming.result()
+        finally:
+            self.wait_s = (self.wait_s or 0.0) + time.perf_counter() - start
 
     def _gather(self, request: _Request) -> None:
         if request not in self._coming:

@@ -109,6 +109,11 @@ class Programs:
         state, metrics, self._accumulator = self._apply_update((), state, self._accumulator, local)
         return state, metrics
 
+    @property
+    def input_wait_s(self) -> float | None:
+        """Seconds that updates have waited for examples on the host; None where they are on the devices."""
+        return self._train.wait_s
+
     def cost_of(self, batch_size: int, microbatch_size: int) -> Cost:
         """What an update costs on all devices, padding included; there must have been such an update."""
         if self._is_single(batch_size, microbatch_size):

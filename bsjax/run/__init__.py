@@ -8,6 +8,7 @@
 | `Intervals`: how often it evaluates, logs and writes checkpoints | intervals.py |
 | the means over the updates between two lines of the log | log.py |
 | the gradient noise; the time; the FLOPs | noise.py, timing.py, cost.py |
+| a slow or damaged input | input.py |
 | a trace of some updates | profile.py |
 | `Progress`: its display | progress.py |
 | its files; its checkpoints | metrics.py, checkpoint.py |

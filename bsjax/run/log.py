@@ -38,6 +38,7 @@ class LogState(NamedTuple):
     sums: Mapping[str, float] = {}  # of the metrics since the last line, each times its batch size
     logged_examples: int = 0  # examples_seen of the last line
     logged_s: float = 0.0  # seconds of training at the last line
+    logged_wait_s: float = 0.0  # seconds of waiting for examples at the last line
 
     @classmethod
     def at(cls, start: int, names: Sequence[str]) -> "LogState":
@@ -47,8 +48,9 @@ class LogState(NamedTuple):
         >>> state = LogState.at(0, ["loss"])
         >>> state = add(state, ReadUpdate(Update(0, 0, 2, 0.1, 0.9), {"loss": 1.0}))
         >>> state = add(state, ReadUpdate(Update(1, 2, 4, 0.1, 0.9), {"loss": 4.0}))
-        >>> line(state, training_s=2.0)[:2]
-        ({'train_loss': 3.0}, 3.0)
+        >>> means, times, _ = line(state, training_s=2.0, input_wait_s=0.5)
+        >>> means, times.columns(), times.input_share
+        ({'train_loss': 3.0}, {'examples_per_second': 3.0, 'input_wait_s': 0.5}, 0.25)
         """
         return cls(start, start, sums=dict.fromkeys(names, 0.0), logged_examples=start)
 
@@ -56,6 +58,19 @@ class LogState(NamedTuple):
     def from_json(cls, value: Mapping[str, Any]) -> "LogState":
         """The state from the JSON of its `_asdict()`."""
         return cls(**{**value, "last": value["last"] and Update(*value["last"])})
+
+
+class Times(NamedTuple):
+    """The time between two lines of a log."""
+
+    examples_per_second: float
+    input_wait_s: float | None  # seconds that updates waited for examples; None where these are on the devices
+    input_share: float  # of the seconds of training
+
+    def columns(self) -> dict[str, float]:
+        """What a line says of it."""
+        columns = {"examples_per_second": self.examples_per_second}
+        return columns if self.input_wait_s is None else columns | {"input_wait_s": self.input_wait_s}
 
 
 def add(state: LogState, read: ReadUpdate) -> LogState:
@@ -69,10 +84,18 @@ def add(state: LogState, read: ReadUpdate) -> LogState:
     )
 
 
-def line(state: LogState, training_s: float) -> tuple[dict[str, float], float, LogState]:
-    """The means over the examples since the last line, examples per second, and the state after this line."""
-    examples, seconds = state.examples_seen - state.logged_examples, training_s - state.logged_s
+def line(state: LogState, training_s: float, input_wait_s: float | None) -> tuple[dict[str, float], Times, LogState]:
+    """The means over the examples since the last line, their time, and the state after this line.
+
+    Args:
+      state: before the line.
+      training_s: seconds of training since the run began.
+      input_wait_s: seconds of them that waited for examples; None where examples are on the devices.
+    """
+    examples, seconds = state.examples_seen - state.logged_examples, max(training_s - state.logged_s, 1e-9)
+    waited = None if input_wait_s is None else input_wait_s - state.logged_wait_s
+    times = Times(examples / seconds, waited, (waited or 0.0) / seconds)
     means = {f"train_{name}": total / examples for name, total in state.sums.items()}
     sums, loss = dict.fromkeys(state.sums, 0.0), means.get("train_loss")
     state = state._replace(sums=sums, train_loss=loss, logged_examples=state.examples_seen, logged_s=training_s)
-    return means, examples / max(seconds, 1e-9), state
+    return means, times, state._replace(logged_wait_s=input_wait_s or 0.0)

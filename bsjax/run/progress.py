@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
+from bsjax.run.input import LARGE_SHARE
+
 # "auto", "noise", "none", or a function of the latest values; see `Progress`.
 Show = str | Callable[[Mapping[str, Any]], None]
 
@@ -18,7 +20,8 @@ _BEFORE_THE_TEXT = len("100% |") + 10 + len("| ")
 class ProgressLine:
     """Formats the progress of a run as a line.
 
-    Speed and time left are computed from examples, so they stay right while the batch grows.
+    Speed and time left are computed from examples, so they stay right while the batch grows. The share of the time that
+    updates waited for examples is shown if it is more than a tenth.
 
     Args:
       num_examples: position in the example stream where the run ends.
@@ -72,6 +75,8 @@ class ProgressLine:
             seconds = max(0, self.num_examples - latest["examples_seen"]) / speed
             parts.append((3, f"{speed * self.units_per_example:,.0f} {self.unit}/s"))
             parts.append((1, f"{clock(seconds)} left"))
+        if (share := latest.get("input_share", 0.0)) > LARGE_SHARE:
+            parts.append((3, f"waits for input {100 * share:.0f} %"))
         while width is not None and len(_joined(parts)) > width and len(parts) > 1:
             parts.remove(max(parts))
         return _joined(parts)

@@ -1,6 +1,5 @@
 """An open run: its state, and the operations on it."""
 
-import bisect
 import collections
 import contextlib
 import dataclasses
@@ -21,6 +20,7 @@ from bsjax.run import identity as identities
 from bsjax.run import log
 from bsjax.run.checkpoint import Checkpoint, Checkpoints, Unusable
 from bsjax.run.cost import CostMeter
+from bsjax.run.input import BadExamples, warning
 from bsjax.run.intervals import CheckpointClock, Intervals, is_due
 from bsjax.run.log import LogState, ReadUpdate
 from bsjax.run.metrics import MetricWriter, Position, holds, write_json
@@ -65,6 +65,7 @@ class Run:
         self._intervals, self._identity = intervals, identity
         self._dataset_size, self._batch_sizes = controller.dataset_size, sorted(controller.batch_sizes)
         self._timer, self._cost = Timer(engine), CostMeter(engine, peak_flops_per_s)
+        self._bad_examples, self._warns_of_input = BadExamples(engine, workdir), True
         self._unread: collections.deque[tuple[Update, UpdateMetrics]] = collections.deque()
         half_life = intervals.noise_half_life_epochs * controller.dataset_size
         self._noise = NoiseMeter(engine.num_shards, engine.dataset_size, half_life, controller.needs_observations)
@@ -114,7 +115,7 @@ class Run:
         self._cost.add(update.batch_size)
         if update.batch_size != self._compiled:
             self._compiled = update.batch_size
-            for larger in self._batch_sizes[bisect.bisect_right(self._batch_sizes, update.batch_size) :][:1]:
+            for larger in [size for size in self._batch_sizes if size > update.batch_size][:1]:
                 self._engine.compile_ahead(self.state.train, larger)
 
     def decide(self) -> None:
@@ -142,6 +143,7 @@ class Run:
         if self.state.update is None and self.state.log.examples_seen > self.state.log.logged_examples:
             self._write_line()
         evaluation = self._engine.evaluate(self.state.train)
+        self._bad_examples.write()
         self.state = self.state._replace(evaluation=evaluation)
         self._writer.write(**self._position(), epoch=self._epoch(), **evaluation)
         self._progress.evaluated(**evaluation)
@@ -223,13 +225,17 @@ class Run:
                 self._write_line()
 
     def _write_line(self) -> None:
-        means, speed, logged = log.line(self.state.log, self._timer.training_s)
+        means, times, logged = log.line(self.state.log, self._timer.training_s, self._timer.input_wait_s)
         self.state = self.state._replace(log=logged, noise=self._noise.estimate(self.state.noise))
         assert logged.last is not None
         line = self._where() | {"epoch": self._epoch(), **logged.last.hyperparameters, **means}
-        line |= {**self._noise.columns(self.state.noise), "examples_per_second": speed}
+        line |= {**self._noise.columns(self.state.noise), **times.columns()}
         self._writer.write(**line)
-        self._progress.update(**line)
+        self._progress.update(**line, input_share=times.input_share)
+        self._bad_examples.write()
+        if self._warns_of_input and (text := warning(times)):
+            self._warns_of_input = False
+            self._progress.note(text)
 
     def _try(self, branches: Sequence[Sequence[Update]]) -> list[list[float]]:
         """The losses of the updates of each branch, which begins with a copy of the state."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,8 @@ class FakeEngine:
     """
 
     num_devices, num_compilations, compile_time_s, stall_time_s = 1, 0, 0.0, 0.0
+    input_wait_s: float | None = None
+    sources: Mapping[str, Any] = types.MappingProxyType({})
     layout_choice = types.SimpleNamespace(measured=None, describe=lambda *_: "", adopt=lambda measured: None)
 
     def __init__(self, dataset_size: int, losses: Any = None, num_shards: int = 1, **identity: Any):

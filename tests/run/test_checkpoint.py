@@ -32,6 +32,7 @@ def lines_of(workdir: pathlib.Path) -> list[dict]:
 
 def untimed(values: dict) -> dict:
     timed = ("wall_time_s", "compile_time_s", "compile_stall_time_s", "examples_per_second", "flops_per_s")
+    timed += ("input_wait_s",)
     return {name: value for name, value in values.items() if name not in timed}
 
 
