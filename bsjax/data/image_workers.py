@@ -15,6 +15,7 @@ import signal
 import threading
 import weakref
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 
@@ -66,18 +67,31 @@ class _Worker:
 
 
 def _begin(reader: ImageReader) -> None:
-    """Prepares a process: the parent answers signals to the whole group; if it dies, its workers end as well."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    """Prepares a process, which only its parent ends: signals to the whole group are the parent's to answer."""
     _Worker.reader = reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_if_parent_says_so, daemon=True).start()
 
 
 def _end_with_parent() -> None:
+    _parent().join()
+    os._exit(1)
+
+
+def _end_if_parent_says_so() -> None:
+    """The pool ends its processes by SIGTERM after one of them was killed."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != _parent().pid:
+        pass
+    os._exit(1)
+
+
+def _parent() -> Any:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+    return parent
 
 
 def _read(indices: list[int], positions: list[int]) -> list[ReadImage]:

@@ -1,6 +1,7 @@
 """Images of a folder and of ArrayRecord files: the same bytes; what is resumed, and what is refused."""
 
 import json
+import pickle
 import shutil
 import sys
 
@@ -128,6 +129,27 @@ def test_damaged_records_are_refused(root, tmp_path):
     (folder / "index.json").write_text(json.dumps(index | {"format_version": 0}))
     with pytest.raises(InvalidArgument, match="written again: its format version is 0, not 1"):
         ImageRecords(folder)
+
+
+def test_records_are_sent_to_another_process_without_their_names(root, tmp_path):
+    write_image_records(ImageFolder(root), tmp_path / "records", images_per_file=5)
+    records = ImageRecords(tmp_path / "records")
+    sent = pickle.dumps(records)
+    assert len(sent) < 1000
+    assert_same_images(pickle.loads(sent), records)
+
+
+def test_an_image_that_is_damaged_on_the_disk_is_an_error_and_no_example(root, tmp_path):
+    """The file has its size, so that only reading tells."""
+    write_image_records(ImageFolder(root), tmp_path / "records", images_per_file=5)
+    path = tmp_path / "records" / "images-00001.array_record"
+    data = path.read_bytes()
+    image = ImageFolder(root).read(7)
+    path.write_bytes(data.replace(image, bytes(len(image))))
+    records = ImageRecords(tmp_path / "records")
+    with pytest.raises(RunError, match=rf"^image 7 of {tmp_path}/records cannot be read: .*hash mismatch"):
+        records.read(7)
+    assert records.read(6) == ImageFolder(root).read(6)
 
 
 def test_what_is_no_folder_of_classes(root, tmp_path):

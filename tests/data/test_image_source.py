@@ -11,6 +11,7 @@ from PIL import Image
 from bsjax import InvalidArgument
 from bsjax.data import ImageFolder, ImageSource
 from bsjax.data.crops import random_crop
+from bsjax.data.image_reader import decode
 from bsjax.errors import RunError
 
 SIZES = [(40, 60), (60, 40), (33, 33), (90, 30), (48, 64), (16, 16), (50, 50)]
@@ -91,6 +92,28 @@ def test_other_kinds_of_images_are_converted(kind_and_mode):
     np.testing.assert_allclose(source.gather(np.zeros(3, int))["image"].astype(int), 96, atol=3)
 
 
+def test_both_decoders_have_the_same_bits(monkeypatch):
+    """Whatever simplejpeg does not decode, such as CMYK, Pillow does."""
+    random, images = np.random.RandomState(0), []
+    for subsampling in (0, 1, 2):
+        for mode, progressive in (("RGB", False), ("RGB", True), ("L", False), ("CMYK", False)):
+            file = io.BytesIO()
+            pixels = random.randint(256, size=(37, 53, 3)).astype(np.uint8)
+            options = {"subsampling": subsampling, "progressive": progressive}
+            Image.fromarray(pixels).convert(mode).save(file, "JPEG", **options)
+            images.append(file.getvalue())
+    simplejpeg, decoded, fast = pytest.importorskip("simplejpeg"), [], []
+    original = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda data: fast.append(data) or original(data))
+    decoded.append([decode(data) for data in images])
+    assert fast == [data for data in images if Image.open(io.BytesIO(data)).mode != "CMYK"]
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    decoded.append([decode(data) for data in images])
+    assert len(fast) == 9
+    for one, other in zip(*decoded, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+
+
 def damaged(files, *indices):
     return Files([image[: len(image) // 2] if i in indices else image for i, image in enumerate(files.images)])
 
@@ -160,6 +183,7 @@ def test_fingerprints_differ_with_what_the_examples_depend_on(files):
         ({"pixels": 0}, "pixels is 0; it must be a whole number >= 1; nearest: 1"),
         ({"seed": -1}, "seed is -1; it must be a whole number >= 0; nearest: 0"),
         ({"num_threads": 0}, "num_threads is 0; it must be a whole number >= 1; nearest: 1"),
+        ({"num_workers": -1}, "num_workers is -1; it must be a whole number >= 0; nearest: 0"),
         (
             {"on_bad_example": "skip"},
             "on_bad_example is 'skip'; it must be one of fail, skip_with_record; nearest: skip_with_record",
