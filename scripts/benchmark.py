@@ -17,6 +17,7 @@
 --part=pytorch: images/s of the engine over PyTorch's, see scripts/benchmark_pytorch.py; only if it is asked for.
 --part=tokens: tokens/s of a transformer by the engine, a bare jit loop and PyTorch, see scripts/benchmark_tokens.py;
   only if it is asked for.
+--part=input: images/s of decoding and cropping JPEGs, see scripts/benchmark_input.py; only if it is asked for.
 
 --accelerator measures the paper's network on an accelerator instead, see scripts/benchmark_accelerator.py.
 
@@ -37,6 +38,7 @@ from typing import Any
 from unittest import mock
 
 import benchmark_accelerator
+import benchmark_input
 import benchmark_loops as loops
 import benchmark_pytorch
 import benchmark_tokens
@@ -56,8 +58,8 @@ from bsjax.run.noise import NoiseMeter
 
 PARTS = ("memory", "throughput", "gradient_noise", "layer_norm_noise", "checkpoints", "batch_size_change")
 _PARTS = flags.DEFINE_multi_enum(
-    *("part", PARTS, (*PARTS, "pytorch", "tokens")),
-    "What to measure; may be given several times. Default, all but pytorch and tokens.",
+    *("part", PARTS, (*PARTS, "pytorch", "tokens", "input")),
+    "What to measure; may be given several times. Default, all but pytorch, tokens and input.",
 )
 _MODEL = flags.DEFINE_enum("model", "cnn", (*CLASSIFIERS, *AUTOENCODERS), "Model.")
 _DEPTH = flags.DEFINE_integer("model_depth", None, "Layers of the model; default, the model's own.", 1)
@@ -334,6 +336,8 @@ def measure() -> dict[str, Any]:
         results["pytorch"] = benchmark_pytorch.measure(_SECONDS.value, _REPEATS.value, _QUICK.value)
     if "tokens" in _PARTS.value:
         results["tokens"] = benchmark_tokens.measure(_SECONDS.value, _REPEATS.value, _QUICK.value)
+    if "input" in _PARTS.value:
+        results["input"] = benchmark_input.measure(_REPEATS.value, _QUICK.value)
     device = jax.devices()[0]
     return {"model": str(_model()), "device": device.device_kind, "jax": jax.__version__, **results}
 

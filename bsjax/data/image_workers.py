@@ -17,8 +17,6 @@ import weakref
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import numpy as np
-
 from bsjax.data.image_reader import ImageReader, ReadImage
 from bsjax.errors import RunError
 
@@ -95,5 +93,4 @@ def _parent() -> Any:
 
 
 def _read(indices: list[int], positions: list[int]) -> list[ReadImage]:
-    images = map(_Worker.reader.read, indices, positions)
-    return [one._replace(pixels=np.ascontiguousarray(one.pixels)) for one in images]
+    return list(map(_Worker.reader.read, indices, positions))

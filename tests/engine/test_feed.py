@@ -6,9 +6,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from bsjax import InvalidArgument, Update
-from bsjax.data import ArraySource, ExampleStream
+from bsjax.data import ArraySource, ExampleStream, ImageFolder, ImageSource
 from bsjax.engine import Engine, feed
 from bsjax.engine.feed import DeviceFeed, HostFeed, create_feeds
 from bsjax.models import CNN
@@ -87,6 +88,46 @@ def test_a_source_may_depend_on_positions(dataset, num_devices, microbatch_size,
             positions += (upper << 32 | lower).tolist()
         assert positions == list(range(begin, begin + batch_size))
         assert indices == (stream.indices(begin, batch_size).tolist() if one is train else positions)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A function that makes a source of random crops of 45 JPEGs."""
+    random = np.random.RandomState(0)
+    for number in range(TRAIN_SIZE):
+        path = tmp_path / str(number % 3) / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = random.randint(256, size=(*random.randint(9, 30, 2), 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return lambda num_threads: ImageSource(ImageFolder(tmp_path), 6, True, 1, num_threads)
+
+
+def test_crops_are_the_same_for_all_threads_processes_and_batches(images, monkeypatch):
+    """Process k of two has device k of two, and gathers its part of each microbatch."""
+
+    def crops(source, process, num_devices, microbatch_size, batch_sizes):
+        part = slice(0, num_devices) if process is None else slice(process, process + 1)
+        monkeypatch.setattr(feed, "local_part", lambda devices: part)
+        monkeypatch.setattr(feed, "place", lambda examples, devices: examples)
+        devices, found, start = jax.devices()[:num_devices], {}, 0
+        one = HostFeed(source, ExampleStream(TRAIN_SIZE, seed=2), KEY, devices)
+        for batch_size in batch_sizes:
+            for (examples, _), address in one.microbatches(start, batch_size, microbatch_size):
+                where = zip(*np.nonzero(address[:, 0] >= 0), strict=True)
+                found |= {
+                    int(address[at][2, i]): (examples["image"][at, i].tobytes(), int(examples["label"][at, i]))
+                    for at, i in where
+                }
+            start += batch_size
+        return found
+
+    expected = crops(images(1), None, 1, 40, [120])  # by one thread, all at once
+    assert sorted(expected) == list(range(120))
+    assert crops(images(2), None, 1, 8, [8, 16, 40, 56]) == expected
+    assert crops(images(4), None, 8, 2, [40, 24, 56]) == expected
+    halves = [crops(images(2), process, 2, 4, [8, 40, 72]) for process in (0, 1)]
+    assert not halves[0].keys() & halves[1].keys()
+    assert halves[0] | halves[1] == expected
 
 
 def test_shapes_are_those_of_microbatches(make_feed):
