@@ -33,7 +33,7 @@ class ImageSource:
       pixels: height and width of the examples, such as 224.
       train: whether to crop at random.
       seed: of the crops, a whole number >= 0.
-      num_threads: that decode; default, one for each core.
+      num_threads: that decode; default, one for each core that this process may use.
       num_workers: processes that decode in the place of threads; 0 for none.
       on_bad_example: "fail", or "skip_with_record": the next intact image takes the place of a damaged one, and
         `bad_examples` has the index of the latter and what is wrong with it.
@@ -60,7 +60,7 @@ class ImageSource:
         skips = check_choice("on_bad_example", on_bad_example, ON_BAD_EXAMPLE) != "fail"
         self._files, self._pixels = files, check_whole("pixels", pixels)
         self._reader = ImageReader(files, self._pixels, train, check_whole("seed", seed, 0), skips)
-        default = os.cpu_count() or 1
+        default = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._num_threads = default if num_threads is None else check_whole("num_threads", num_threads)
         self._workers = ImageWorkers(self._reader, num_workers) if check_whole("num_workers", num_workers, 0) else None
         self.takes_positions = train

@@ -3,7 +3,7 @@
 Grain's worker processes were tried, and do not fit: they read ahead along one sequence of batches of one size. The
 engine asks for other positions as soon as a batch grows, each process of many wants a part of them that depends on the
 batch, and an evaluation or a branch of a controller comes between. A sequence would have to be left and started again,
-which took Grain 3 to 5 seconds each time; between starts, its two processes made 0.6 times the images/s of two threads.
+which takes its processes seconds each time; and on two cores they were slower than two threads, as are those here.
 Here every request names its indices and positions, so that there is no state to save or to seek.
 """
 
