@@ -9,19 +9,18 @@ import dataclasses
 import functools
 import itertools
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bsjax import plan_table
+from bsjax import plan_batches, plan_columns, plan_table
 from bsjax.errors import InvalidArgument
 from bsjax.noise import scaling_exponent
 
-_INT32_MAX = 2**31 - 1
 _COLUMNS = ("batch_sizes", "learning_rates", "momentums")
 _SETTINGS = ("dataset_size", "start", "scaling", "tokens_per_example")
 
@@ -97,9 +96,9 @@ class Plan:
 
     def __post_init__(self):
         check_names(self.others)
-        others = {name: _read_only(values, np.float64) for name, values in self.others.items()}
+        others = {name: plan_columns.read_only(values, np.float64) for name, values in self.others.items()}
         for name, dtype in zip(_COLUMNS, (np.int64, np.float64, np.float64), strict=True):
-            object.__setattr__(self, name, _read_only(getattr(self, name), dtype))
+            object.__setattr__(self, name, plan_columns.read_only(getattr(self, name), dtype))
         object.__setattr__(self, "others", MappingProxyType(others))
         object.__setattr__(self, "scaling", scaling_exponent(self.scaling))
         if not all(len(column) == self.num_updates > 0 for column in self._columns.values()):
@@ -122,7 +121,7 @@ class Plan:
     @functools.cached_property
     def learning_rate(self) -> optax.Schedule:
         """The learning rate as an optax schedule over the update count (float32, or float64 under x64)."""
-        return _table_schedule(self.learning_rates)
+        return plan_columns.table_schedule(self.learning_rates)
 
     @functools.cached_property
     def batch_size(self) -> optax.Schedule:
@@ -130,29 +129,65 @@ class Plan:
 
         A plan with a batch that does not fit into an int32 needs x64; without it the schedule raises `InvalidArgument`.
         """
-        return _table_schedule(self.batch_sizes)
+        return plan_columns.table_schedule(self.batch_sizes)
 
     @functools.cached_property
     def momentum(self) -> optax.Schedule:
         """The momentum as an optax schedule over the update count (float32, or float64 under x64)."""
-        return _table_schedule(self.momentums)
+        return plan_columns.table_schedule(self.momentums)
 
     @property
     def hyperparameters(self) -> dict[str, optax.Schedule]:
         """An optax schedule of everything that an optimizer takes, by name: learning_rate, momentum and the others."""
-        others = {name: _table_schedule(values) for name, values in self.others.items()}
+        others = {name: plan_columns.table_schedule(values) for name, values in self.others.items()}
         return {"learning_rate": self.learning_rate, "momentum": self.momentum, **others}
 
     @functools.cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The plan cut wherever the batch size changes."""
-        starts = [*_run_starts(self.batch_sizes).tolist(), self.num_updates]
+        starts = [*plan_columns.run_starts(self.batch_sizes).tolist(), self.num_updates]
         phases = []
         for first, last in ((self[start], self[stop - 1]) for start, stop in itertools.pairwise(starts)):
             ends = (first.learning_rate, last.learning_rate), (first.momentum, last.momentum)
             num_updates = last.update - first.update + 1
             phases.append(Phase(first.update, num_updates, first.examples_seen, first.batch_size, *ends))
         return tuple(phases)
+
+    def batches(
+        self, stream: plan_batches.Stream, start_update: int = 0, microbatch_size: int | None = None
+    ) -> plan_batches.Batches:
+        """Pairs of an update and its examples, int32 indices of the data set, for loops and loaders of your own.
+
+        It is a sequence; any element can be asked for. The examples are those that the engine takes.
+
+        Args:
+          stream: the order of the examples, a `bsjax.data.ExampleStream`.
+          start_update: the first update, such as the number of updates that training has done.
+          microbatch_size: cuts each batch into pieces of this size, each with its update.
+
+        Raises:
+          InvalidArgument: the stream has other examples, there is no such update, or a batch is no multiple of the
+            microbatch.
+
+        >>> from bsjax.data import ExampleStream
+        >>> plan = Plan(10, [2, 4], [0.1, 0.1], [0.9, 0.9])
+        >>> for update, indices in plan.batches(ExampleStream(10, seed=0), start_update=1):
+        ...     print(update.update, len(indices))
+        1 4
+        """
+        return plan_batches.Batches(self, stream, start_update, microbatch_size)
+
+    def microsteps(self, microbatch_size: int) -> optax.Schedule:
+        """The microbatches of each update, as a schedule: `optax.MultiSteps(tx, every_k_schedule=plan.microsteps(32))`.
+
+        Raises:
+          InvalidArgument: a batch is no multiple of the microbatch.
+
+        >>> schedule = Plan(10, [2, 4], [0.1, 0.1], [0.9, 0.9]).microsteps(2)
+        >>> int(schedule(0)), int(schedule(1))
+        (1, 2)
+        """
+        return plan_batches.microsteps(self, microbatch_size)
 
     def __len__(self) -> int:
         return self.num_updates
@@ -192,9 +227,9 @@ class Plan:
     def to_json(self) -> str:
         """The plan as JSON: lists of [number of updates, value], exact to the last bit."""
         fields: dict[str, Any] = {"dataset_size": self.dataset_size, "start": self.start}
-        fields |= {name: _encode_runs(getattr(self, name)) for name in _COLUMNS}
+        fields |= {name: plan_columns.encode_runs(getattr(self, name)) for name in _COLUMNS}
         if self.others:
-            fields["others"] = {name: _encode_runs(values) for name, values in self.others.items()}
+            fields["others"] = {name: plan_columns.encode_runs(values) for name, values in self.others.items()}
         if self.scaling != 1.0:
             fields["scaling"] = self.scaling
         if self.tokens_per_example is not None:
@@ -205,9 +240,30 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The plan that `to_json` wrote."""
         fields = json.loads(text)
-        fields |= {name: _decode_runs(fields[name]) for name in _COLUMNS}
-        fields["others"] = {name: _decode_runs(runs) for name, runs in fields.get("others", {}).items()}
+        fields |= {name: plan_columns.decode_runs(fields[name]) for name in _COLUMNS}
+        fields["others"] = {name: plan_columns.decode_runs(runs) for name, runs in fields.get("others", {}).items()}
         return cls(**fields)
+
+    def to_csv(self, path: str | pathlib.Path | None = None) -> str | None:
+        """The plan as CSV, a row for each update; written to a file, or returned if there is no path.
+
+        Floats are exact to the last bit. `examples_seen` and `epoch` are those before the update.
+
+        >>> print(Plan(10, [2, 4], [0.1, 0.2], [0.9, 0.9]).to_csv())
+        update,examples_seen,epoch,batch_size,learning_rate,momentum
+        0,0,0.0,2,0.1,0.9
+        1,2,0.2,4,0.2,0.9
+        <BLANKLINE>
+        """
+        return plan_columns.to_csv(self, path)
+
+    def as_dataframe(self) -> Any:
+        """The columns of `to_csv` as a pandas.DataFrame, whose index is the update.
+
+        Raises:
+          ImportError: pandas is not installed; bsjax does without it.
+        """
+        return plan_columns.as_dataframe(self)
 
     def table(self, max_rows: int = 16, more: Mapping[str, Callable[[Phase], str]] | None = None) -> str:
         """A table of the phases; it leaves out the middle of a long plan.
@@ -235,43 +291,3 @@ def check_names(names: Iterable[Any]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or name in own:
             raise InvalidArgument("hyperparameters", name, f"an optimizer's argument other than {', '.join(own)}")
-
-
-def _read_only(values: Any, dtype: type) -> np.ndarray:
-    values = np.array(values, dtype)
-    values.setflags(write=False)
-    return values
-
-
-def _table_schedule(values: np.ndarray) -> optax.Schedule:
-    """A schedule that looks up values by update count and holds the last one; it stores one entry per constant run."""
-    starts = _run_starts(values)
-    run_values = values[starts]
-    largest = int(values.max()) if values.dtype == np.int64 else 0
-
-    def schedule(count):
-        run = jnp.searchsorted(jnp.asarray(starts, jnp.int32), count, side="right") - 1
-        dtype = jnp.int32 if values.dtype == np.int64 else jnp.result_type(float)
-        if largest > _INT32_MAX:
-            dtype = jnp.result_type(int)
-            if dtype == jnp.int32:
-                allowed = f"at most {_INT32_MAX} in a schedule without jax_enable_x64; plan.batch_sizes holds it"
-                raise InvalidArgument("batch_size", largest, allowed, _INT32_MAX)
-        return jnp.asarray(run_values, dtype)[jnp.maximum(run, 0)]
-
-    return schedule
-
-
-def _run_starts(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-
-
-def _encode_runs(values: np.ndarray) -> list[list[float]]:
-    starts = _run_starts(values)
-    counts = np.diff([*starts, len(values)])
-    return [[int(count), value] for count, value in zip(counts, values[starts].tolist(), strict=True)]
-
-
-def _decode_runs(runs: list[list[float]]) -> np.ndarray:
-    counts, values = zip(*runs, strict=True)
-    return np.repeat(values, counts)

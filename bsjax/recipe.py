@@ -28,12 +28,13 @@ from bsjax.errors import InvalidArgument, check_choice, check_positive, check_wh
 from bsjax.noise import scaling_exponent as scaling_exponent
 from bsjax.noise import sgd_noise_scale
 from bsjax.plan import Plan, check_names
+from bsjax.recipe_sources import RecipeSources
 from bsjax.schedules import CLOCKS, Hyperparameters, Schedules, take_batches
 from bsjax.warm_up import WarmUpBatchSize
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipeSources):
     """Hyperparameters of a training run, as functions of the number of examples seen.
 
     A recipe is immutable: each conversion returns a new recipe, and conversions compose. They apply in the order
@@ -43,6 +44,9 @@ class Recipe:
 
     Each conversion but `scale_adam` and `scale_ema` keeps lr / (B^ρ (1 - m)) with its own ρ; where they differ,
     `scaling` is the last one's.
+
+    `from_optax_schedule`, `from_milestones` (PyTorch) and `from_cosine_with_warmup` (Hugging Face) make a recipe from
+    what another training loop has.
 
     Args:
       learning_rate: a positive number or an optax schedule.

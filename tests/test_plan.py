@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -193,3 +195,33 @@ def test_table_of_a_long_plan_leaves_out_its_middle():
     assert lines[:4] == every_line[:4]
     assert lines[5:] == every_line[-4:]
     assert len(every_line) == len(plan.phases) + 2
+
+
+def test_a_csv_has_a_row_for_each_update_to_the_last_bit(tmp_path):
+    recipe = bsjax.Recipe(optax.cosine_decay_schedule(0.1, 2), 16, 100, num_epochs=2, hyperparameters={"b2": 0.95})
+    plan = recipe.increase_batch_size(max_batch_size=64).plan()
+    assert plan.to_csv(tmp_path / "plan.csv") is None
+    text = (tmp_path / "plan.csv").read_text()
+    assert text == plan.to_csv()
+    header, *rows = [line.split(",") for line in text.splitlines()]
+    assert header == ["update", "examples_seen", "epoch", "batch_size", "learning_rate", "momentum", "b2"]
+    for row, update in zip(rows, plan, strict=True):
+        read = dict(zip(header, map(float, row), strict=True))
+        assert read == {"update": update.update, "examples_seen": update.examples_seen, "momentum": 0.9, "b2": 0.95} | {
+            "epoch": update.examples_seen / 100,
+            "batch_size": update.batch_size,
+            "learning_rate": update.learning_rate,
+        }
+
+
+def test_a_dataframe_has_the_columns_and_pandas_is_asked_for(monkeypatch):
+    calls = []
+    stand_in = types.SimpleNamespace(DataFrame=lambda *arguments: calls.append(arguments))
+    monkeypatch.setitem(sys.modules, "pandas", stand_in)
+    PLAN.as_dataframe()
+    [(columns, index)] = calls
+    assert list(columns) == ["examples_seen", "epoch", "batch_size", "learning_rate", "momentum"]
+    assert index.tolist() == [0, 1, 2, 3] and columns["batch_size"].tolist() == [2, 2, 4, 8]
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"needs pandas \(pip install pandas\)"):
+        PLAN.as_dataframe()

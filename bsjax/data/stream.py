@@ -47,6 +47,9 @@ class ExampleStream:
             raise InvalidArgument("classes", found, f"int[{dataset_size}], the class of each example")
         self._permutation = functools.lru_cache(maxsize=2)(self._compute_permutation)
 
+    def __reduce__(self) -> Any:  # for the processes of a loader, without the permutations
+        return ExampleStream, (self.dataset_size, self.seed, self._classes)
+
     def indices(self, start: int, count: int) -> np.ndarray:
         """int32 [count]: the training examples at stream positions [start, start + count)."""
         epoch, offset = divmod(start, self.dataset_size)
