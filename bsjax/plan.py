@@ -8,7 +8,6 @@ examples, so the last one may overshoot by less than a batch; there are no parti
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from bsjax import plan_batches, plan_columns, plan_table
+from bsjax import plan_batches, plan_columns, plan_plots, plan_table
 from bsjax.errors import InvalidArgument
 from bsjax.noise import scaling_exponent
 
@@ -226,23 +225,12 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON: lists of [number of updates, value], exact to the last bit."""
-        fields: dict[str, Any] = {"dataset_size": self.dataset_size, "start": self.start}
-        fields |= {name: plan_columns.encode_runs(getattr(self, name)) for name in _COLUMNS}
-        if self.others:
-            fields["others"] = {name: plan_columns.encode_runs(values) for name, values in self.others.items()}
-        if self.scaling != 1.0:
-            fields["scaling"] = self.scaling
-        if self.tokens_per_example is not None:
-            fields["tokens_per_example"] = self.tokens_per_example
-        return json.dumps(fields)
+        return plan_columns.to_json(self, _COLUMNS)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """The plan that `to_json` wrote."""
-        fields = json.loads(text)
-        fields |= {name: plan_columns.decode_runs(fields[name]) for name in _COLUMNS}
-        fields["others"] = {name: plan_columns.decode_runs(runs) for name, runs in fields.get("others", {}).items()}
-        return cls(**fields)
+        return cls(**plan_columns.from_json(text, _COLUMNS))
 
     def to_csv(self, path: str | pathlib.Path | None = None) -> str | None:
         """The plan as CSV, a row for each update; written to a file, or returned if there is no path.
@@ -277,6 +265,20 @@ class Plan:
           more: functions from a phase to the text of a further column, by the column's header.
         """
         return plan_table.table(self, max_rows, more or {})
+
+    def plot(self, recipe: Any = None, ax: Any = None, label: str = "plan") -> np.ndarray:
+        """Draws learning rate, batch size and noise scale against epochs and updates; needs matplotlib.
+
+        Args:
+          recipe: a `Recipe` to draw as well, such as that which was converted into this plan.
+          ax: axes [2, 3] that this function has returned, to draw into; None makes a figure.
+          label: in the legend.
+
+        Returns:
+          Matplotlib axes [2, 3]: a row for epochs and one for updates.
+        """
+        plans = {} if recipe is None else {"recipe": recipe.plan()}
+        return plan_plots.plot_plans({**plans, label: self}, ax)
 
     def __str__(self) -> str:
         return self.table()

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -67,6 +69,27 @@ def decode_runs(runs: list[list[float]]) -> np.ndarray:
     """The values that `encode_runs` wrote."""
     counts, values = zip(*runs, strict=True)
     return np.repeat(values, counts)
+
+
+def to_json(plan: "Plan", names: Sequence[str]) -> str:
+    """What `bsjax.Plan.to_json` returns, with the columns of these names and the further ones."""
+    fields: dict[str, Any] = {"dataset_size": plan.dataset_size, "start": plan.start}
+    fields |= {name: encode_runs(getattr(plan, name)) for name in names}
+    if plan.others:
+        fields["others"] = {name: encode_runs(values) for name, values in plan.others.items()}
+    if plan.scaling != 1.0:
+        fields["scaling"] = plan.scaling
+    if plan.tokens_per_example is not None:
+        fields["tokens_per_example"] = plan.tokens_per_example
+    return json.dumps(fields)
+
+
+def from_json(text: str, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of the plan that `to_json` wrote."""
+    fields = json.loads(text)
+    fields |= {name: decode_runs(fields[name]) for name in names}
+    fields["others"] = {name: decode_runs(runs) for name, runs in fields.get("others", {}).items()}
+    return fields
 
 
 def columns_of(plan: "Plan") -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import optax
 
+from bsjax import plan_plots
 from bsjax.adam import ScaleAdam
 from bsjax.batch_schedule import BatchSchedule
 from bsjax.conversions import Conversion, Converter, IncreaseBatchSize, ScaleLearningRate, ScaleMomentum, check_momentum
@@ -190,6 +191,18 @@ class Recipe(RecipeSources):
         values, others = self._at(starts)
         columns = batch_sizes, values.learning_rate, values.momentum
         return Plan(self.dataset_size, *columns, start, others, self.scaling, self.tokens_per_example)
+
+    def plot(self, ax: Any = None) -> np.ndarray:
+        """Draws learning rate, batch size and noise scale before and after the conversions; needs matplotlib.
+
+        Args:
+          ax: axes [2, 3] that this function has returned, to draw into; None makes a figure.
+
+        Returns:
+          Matplotlib axes [2, 3]: a row for epochs and one for updates.
+        """
+        before = {"recipe": dataclasses.replace(self, conversions=()).plan()}
+        return plan_plots.plot_plans(before | ({"converted": self.plan()} if self.conversions else {}), ax)
 
     def increase_batch_size(
         self,

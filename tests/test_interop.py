@@ -100,9 +100,10 @@ def torch_loader(dataset, batch_sampler):
     return DataLoader(dataset, batch_sampler=batch_sampler)
 
 
-LOADERS = [Loader]
-if importlib.util.find_spec("torch"):  # it is not among the tests' requirements
-    LOADERS.append(torch_loader)
+NO_TORCH = pytest.mark.skipif(
+    not importlib.util.find_spec("torch"), reason="PyTorch, of the extra benchmark, is missing"
+)
+LOADERS = [Loader, pytest.param(torch_loader, marks=NO_TORCH)]
 
 
 @pytest.mark.parametrize("make_loader", LOADERS)

@@ -7,11 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
+from bsjax.plan_plots import COLORS, DASHES, look_of
 from experiments.harness import presets
 
-# Okabe and Ito's colours, in an order that also differs in grey, and a dash pattern each.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 # Colour, dashes, width and marker of each schedule. Wider ones are drawn first, so that they stay visible where curves
@@ -59,7 +57,7 @@ plt.rcParams.update(
 
 def line_style(i: int) -> dict[str, Any]:
     """The look of curve i. Lower curves are wider, so that they stay visible where curves coincide."""
-    return {"color": COLORS[i], "linestyle": DASHES[i], "linewidth": max(1.2, 2.8 - 0.7 * i)}
+    return look_of(i)
 
 
 def style_of(label: str) -> dict[str, Any]:
