@@ -17,9 +17,8 @@ from bsjax.engine.devices import is_first_process
 from bsjax.errors import InvalidArgument, RunError, check_choice
 from bsjax.run.workdir import Interrupted
 from experiments.harness import config_flags, presets, processes
+from experiments.harness import help as help_texts
 from experiments.harness.pool import StoppedEarly, hush_orbax
-
-_HELP = ("--help", "--helpshort", "-help", "-helpshort", "-h")
 
 
 def run(
@@ -134,12 +133,12 @@ def _let_go_of_stdout() -> None:
 def _parse(argv: list[str], presets: Mapping[str, Any]) -> None:
     """Parses the command line, or prints the help with the defaults of the preset on it."""
     values = flags.FLAGS
-    if asks := [argument for argument in argv[1:] if argument in _HELP]:
+    if asks := [argument for argument in argv[1:] if argument in (*help_texts.SHORT, *help_texts.FULL)]:
         with contextlib.suppress(flags.Error):  # such as a required flag that is missing
             values([argument for argument in argv if argument not in asks])
         if "preset" in values:
             config_flags.show_defaults(presets[check_choice("preset", str(values["preset"].value), presets)].config)
-        print(_help(), flush=True)
+        print(help_texts.full() if set(asks) & set(help_texts.FULL) else help_texts.short(), flush=True)
         sys.exit(0)
     try:
         others = values(argv)[1:]
@@ -148,13 +147,6 @@ def _parse(argv: list[str], presets: Mapping[str, Any]) -> None:
     for argument in others:
         name, *value = argument.partition("=")
         raise flags.Error(f"{argument!r} is not a flag{_nearest(name, ''.join(value))}")
-
-
-def _help() -> str:
-    """The script's docstring and its flags, in their groups."""
-    names = [name for name in flags.FLAGS.flags_by_module_dict() if re.match(r"experiments\.|[A-Z]", name)]
-    groups = [flags.FLAGS.module_help(name) for name in (sys.argv[0], *names)]
-    return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), *filter(None, groups)])
 
 
 def _in_a_line(error: flags.Error) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from experiments.harness.config import Config
 
+ROOT = pathlib.Path(__file__).parents[2]
 # An mlp compiles fast.
 _SMALL = ("--num_epochs=3", "--lr_decay_epochs=1,2", "--model=mlp", "--model_width=8", "--eval_every_epochs=0.5")
 _SMALL += ("--microbatch_size=auto",)
@@ -135,11 +136,33 @@ def test_a_reader_that_has_gone_ends_the_script_quietly(arguments):
     assert (result.returncode, result.stderr) == (141, "")
 
 
-def test_the_short_help_has_every_knob_and_the_presets_defaults(call):
-    printed = call("train", "--helpshort", "--preset=cifar10").stdout
+def test_the_full_help_has_every_knob_and_the_presets_defaults(call):
+    printed = call("train", "--helpfull", "--preset=cifar10").stdout
     assert re.search(r"--num_epochs: [^(]*\(default: '200.0'\)", printed)
     for name in (*Config().flat(), "workdir", "preset", "data_dir", "stop_after_s", "compilation_cache"):
         assert re.search(rf"--(\[no\])?{name}:", printed), name
+
+
+@pytest.mark.parametrize("script", ["train", "critical_batch_size", "quadratic"])
+def test_the_help_is_a_screen_that_names_every_flag(call, script):
+    result = call(script, "--help")
+    lines = result.stdout.splitlines()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert any(line.startswith(f"    python -m experiments.{script} ") for line in lines)
+    full = call(script, "--helpfull").stdout
+    names = set(re.findall(r"^  --(?:\[no\])?(\w+):", full, re.MULTILINE))
+    assert len(names) > 5 and names <= set(re.findall(r"--(?:\[no\])?(\w+)", result.stdout))
+
+
+def test_experiments_lists_the_scripts(run_python):
+    printed = run_python("-m", "experiments").stdout
+    assert max(map(len, printed.splitlines())) <= 120
+    for path in (ROOT / "experiments").glob("*.py"):
+        if not path.stem.startswith("__"):
+            summary = path.read_text(encoding="utf-8").removeprefix('"""').split("\n")[0]
+            assert re.search(rf"^  {path.stem} +{re.escape(summary[:20])}", printed, re.MULTILINE)
+    assert re.search("^  critical_batch_size +The critical", printed, re.MULTILINE)
 
 
 def test_train_and_train_again(call, tmp_path):
