@@ -12,9 +12,11 @@
 | a trace of some updates | profile.py |
 | `Progress`: its display | progress.py |
 | its files; its checkpoints | metrics.py, checkpoint.py |
+| `Charts`: TensorBoard, Weights & Biases, trackio | charts.py |
 | its folder, and the signals that stop it; the owner of a folder | workdir.py, identity.py |
 """
 
+from bsjax.run.charts import CHARTS, Charts
 from bsjax.run.checkpoint import Checkpoint, Checkpoints
 from bsjax.run.identity import check_same, claim, differences, is_claimed
 from bsjax.run.intervals import Intervals
@@ -26,6 +28,8 @@ from bsjax.run.workdir import Interrupted, catch_signals, caught_signal, lock, m
 __all__ = [
     "train",
     "Intervals",
+    "CHARTS",
+    "Charts",
     "Checkpoint",
     "Checkpoints",
     "check_same",

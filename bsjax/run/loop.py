@@ -1,7 +1,7 @@
 """The training loop: runs the updates of a plan or a controller."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bsjax.controllers import Controller, Planned
@@ -9,6 +9,7 @@ from bsjax.engine import Engine
 from bsjax.engine.devices import check_same_everywhere, largest_of_all_processes
 from bsjax.errors import DivergedError, InvalidArgument, check_positive
 from bsjax.plan import Plan
+from bsjax.run import charts
 from bsjax.run import identity as identities
 from bsjax.run import workdir as workdirs
 from bsjax.run.checkpoint import Checkpoint
@@ -29,6 +30,7 @@ def train(
     fork: Checkpoint | None = None,
     show: Show = "auto",
     peak_flops_per_s: float | None = None,
+    log_to: str | Iterable[str | charts.Charts] = (),
 ) -> dict[str, Any] | None:
     """Trains by a plan or a controller, from the last checkpoint if there is one.
 
@@ -53,6 +55,8 @@ def train(
       show: see `bsjax.run.Progress`.
       peak_flops_per_s: of one device, for the summary's `model_flop_utilisation`; default, the vendor's where it is
         known, see `bsjax.analysis.flops`.
+      log_to: charts beside `metrics.jsonl`: "tensorboard", "wandb", "trackio", or an object with the methods of
+        `bsjax.run.Charts`. Those that fail warn, and do not stop the run.
 
     Returns:
       The summary, or None if the run stopped early: call again to continue.
@@ -74,6 +78,7 @@ def train(
         check_range(intervals.profile_updates, controller.plan.num_updates)
     if peak_flops_per_s is not None:
         check_positive("peak_flops_per_s", peak_flops_per_s)
+    log_to = charts.check(log_to)
     identity = identities.of_run(engine.identity, controller.identity(), (about or {}).get("config", {}))
     check_same_everywhere(identities.flatten(identity))
     if (ended := _summary_of_ended(workdir, identity)) is not None:
@@ -81,7 +86,7 @@ def train(
     _check_no_signal()
     workdirs.make(workdir)
     stopping = False
-    with Run(engine, controller, workdir, intervals, identity, about, fork, show, peak_flops_per_s) as run:
+    with Run(engine, controller, workdir, intervals, identity, about, fork, show, peak_flops_per_s, log_to) as run:
         _check_no_signal()
         try:
             while (update := run.state.update) is not None:

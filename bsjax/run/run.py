@@ -18,12 +18,13 @@ from bsjax.errors import DivergedError
 from bsjax.plan import Update
 from bsjax.run import identity as identities
 from bsjax.run import log
+from bsjax.run.charts import Charts, LogWriter, Opening
 from bsjax.run.checkpoint import Checkpoint, Checkpoints, Unusable
 from bsjax.run.cost import CostMeter
 from bsjax.run.input import BadExamples, warning
 from bsjax.run.intervals import CheckpointClock, Intervals, is_due
 from bsjax.run.log import LogState, ReadUpdate
-from bsjax.run.metrics import MetricWriter, Position, holds, write_json
+from bsjax.run.metrics import Position, holds, write_json
 from bsjax.run.noise import NoiseMeter, noise_in_units
 from bsjax.run.profile import Profile
 from bsjax.run.progress import Progress, ProgressLine, Show
@@ -60,6 +61,7 @@ class Run:
         fork: Checkpoint | None,
         show: Show,
         peak_flops_per_s: float | None,
+        log_to: Sequence[str | Charts],
     ):
         self._engine, self._controller, self._workdir = engine, controller, workdir
         self._intervals, self._identity = intervals, identity
@@ -82,7 +84,7 @@ class Run:
             barrier("all have read the checkpoint")
             unit = engine.task.unit, engine.task.units_per_example
             layouts = engine.layout_choice.describe(self._batch_sizes, *unit)  # measures if need be
-            self._writer = exits.enter_context(contextlib.closing(self._open_files(about, position)))
+            self._writer = exits.enter_context(contextlib.closing(self._open_files(about, position, log_to)))
             self._progress = exits.enter_context(contextlib.closing(self._make_progress(show)))
             self._progress.note(layouts)
             profile = Profile(intervals.profile_updates, workdir / "profile", self.state.log.num_updates)
@@ -286,13 +288,16 @@ class Run:
         self.state = RunState(train, controller, update, LogState.at(update.examples_seen, logged))
         return False, Position()
 
-    def _open_files(self, about: Mapping[str, Any] | None, position: Position) -> MetricWriter:
+    def _open_files(
+        self, about: Mapping[str, Any] | None, position: Position, log_to: Sequence[str | Charts]
+    ) -> LogWriter:
         if not is_first_process():
-            return MetricWriter(pathlib.Path(os.devnull))
+            return LogWriter(pathlib.Path(os.devnull))
         identities.claim(self._workdir, "run", self._identity)
         if about is not None:
             write_json(self._workdir / "config.json", {**about, "measured_times": self._engine.layout_choice.measured})
-        return MetricWriter(self._workdir / "metrics.jsonl", position)
+        opening = Opening(self._workdir, (about or {}).get("config") or self._identity, self.state.log.num_updates)
+        return LogWriter(self._workdir / "metrics.jsonl", position, log_to, opening)
 
     def _make_progress(self, show: Show) -> Progress:
         end, task = self._controller.num_examples, self._engine.task

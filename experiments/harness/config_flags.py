@@ -21,7 +21,9 @@ _DEFINE: dict[Any, Any] = {
     **dict.fromkeys((str, str | None, str | float, int | str), flags.DEFINE_string),
     **dict.fromkeys((int, int | None), flags.DEFINE_integer),
     **dict.fromkeys((float, float | None), flags.DEFINE_float),
-    **dict.fromkeys((tuple[int, ...], tuple[int, int] | None, tuple[float, ...], Any), flags.DEFINE_list),
+    **dict.fromkeys(
+        (tuple[int, ...], tuple[int, int] | None, tuple[float, ...], tuple[str, ...], Any), flags.DEFINE_list
+    ),
     bool: flags.DEFINE_bool,
 }
 

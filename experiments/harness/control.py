@@ -10,7 +10,7 @@ from absl import flags
 
 from bsjax.engine.feed import EXAMPLES_ON
 from bsjax.errors import InvalidArgument, check_choice, check_positive, check_whole
-from bsjax.run import Intervals
+from bsjax.run import CHARTS, Intervals, charts
 from experiments.harness import config_flags
 from experiments.harness.concerns import field
 from experiments.harness.config import Config
@@ -43,6 +43,9 @@ class Control:
     )
     show_noise: bool = field(False, "Show the gradient noise scale in the progress.")
     quiet: bool = field(False, "Show no progress: print results, warnings and errors only.")
+    log_to: tuple[str, ...] = field(
+        (), f"Charts beside metrics.jsonl, comma-separated, of {', '.join(CHARTS)}; each needs its extra."
+    )
     stop_at: float = math.inf  # in seconds of time.time()
 
     def intervals(self, config: Config) -> Intervals:
@@ -69,6 +72,7 @@ def control_from_flags() -> Control:
     if given["profile_updates"] is not None:
         example = "10,20"
         given["profile_updates"] = config_flags.numbers_of("profile_updates", given["profile_updates"], int, example)
+    given["log_to"] = charts.check(given["log_to"] or ())
     control = Control(**given)
     if control.peak_flops_per_s is not None:
         check_positive("peak_flops_per_s", control.peak_flops_per_s)

@@ -106,6 +106,7 @@ def train(
                 fork=fork,
                 show=_show(control, tell, len(dataset.train)),
                 peak_flops_per_s=control.peak_flops_per_s,
+                log_to=control.log_to,
             )
         except OSError as error:
             reason = error if error.filename else f"{workdir} cannot be written: {error.strerror or error}"

@@ -46,6 +46,12 @@ _SMALL += ("--microbatch_size=auto",)
         ("train", "--profile_updates=x", 2, "--profile_updates is 'x'; it must be whole numbers separated by commas"),
         ("train", "--profile_updates=20,10", 2, "--profile_updates is '20,10'; it must be .*; nearest: 20,21$"),
         ("train", "--peak_flops_per_s=0", 2, "--peak_flops_per_s is 0.0; it must be a positive finite number$"),
+        (
+            "train",
+            "--log_to=wndb",
+            2,
+            "--log_to is 'wndb'; it must be one of tensorboard, wandb, trackio; nearest: wandb$",
+        ),
         ("train", "--devices=2", 2, "--devices is '2'; it must be all, auto, or a number up to 1"),
         ("train", "--fork_from=missing", 2, "--fork_from is .*; it must be the folder of a run with ch"),
         ("train", "--num_processes=2", 2, "--multihost is False; it must be set where num_processes"),
