@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-import optax
+import optax  # type: ignore[import-untyped]
 
 import bsjax
 from bsjax import Plan, Recipe, Update, run
