@@ -57,7 +57,7 @@ def test_multi_steps_of_the_plan_are_its_updates(float64):
     params = first = {"w": jnp.asarray([0.3, -0.2, 0.5]), "b": jnp.asarray(0.1)}
     gradient = jax.jit(jax.grad(quadratic))
     with jax.numpy_dtype_promotion("standard"):
-        tx = optax.adamw(PLAN.learning_rate, b1=0.9)
+        tx = optax.sgd(PLAN.learning_rate, momentum=0.9)
         state, apply = tx.init(params), jax.jit(tx.update)
         for _, indices in PLAN.batches(STREAM):
             updates, state = apply(gradient(params, indices), state, params)
