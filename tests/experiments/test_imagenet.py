@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from bsjax import InvalidArgument
-from bsjax.data import cache
 from bsjax.errors import RunError
 from experiments.harness import build, imagenet, rehearsal
 from experiments.harness.config import Config
