@@ -1,12 +1,14 @@
 """Figure 6: Inception-ResNet-V2 on ImageNet, with a decaying learning rate and with a growing batch.
 
     python -m experiments.figure6 --preset=imagenet --plans --workdir=runs/figure6
+    python -m experiments.figure6 --preset=imagenet --rehearse --workdir=runs/figure6
     python -m experiments.figure6 --preset=imagenet --seeds=2 --nocontrols --workdir=runs/figure6
     python -m experiments.figure6 --preset=tiny_imagenet --seeds=3 --workdir=runs/tiny_imagenet
 
-The first command prints the updates of the plans beside the paper's words. The second trains them, on as many
-accelerators as there are, and shows the test accuracy against epochs and against updates. The third does so on a small
-copy, ten classes of Tiny ImageNet, with controls. docs/imagenet.md says how to prepare both data sets.
+The first command prints the updates of the plans beside the paper's words. The second times their first microbatches on
+random images, and predicts what they would take here. The third trains them, on as many accelerators as there are, and
+shows the test accuracy against epochs and against updates. The last one does so on a small copy, ten classes of Tiny
+ImageNet, with controls. docs/imagenet.md says how to prepare both data sets.
 """
 
 from experiments.harness import imagenet, imagenet_figures

@@ -73,16 +73,15 @@ def limit_of(phase: PhaseTime, decode_s: float) -> str:
 
 
 @functools.cache
-def counted(settings: TaskConfig) -> tuple[float, int]:
+def counted(settings: TaskConfig, shape: tuple[int, int, int]) -> tuple[float, int]:
     """Operations of an image's loss and gradient, and the bytes that an update sums over the devices."""
-    config = dataclasses.replace(Config(), task=settings)
-    model, shape = build.model(config, num_classes=1000), imagenet.image_shape(config)
+    model = build.model(dataclasses.replace(Config(), task=settings), num_classes=1000)
     return step_times.flops_per_example(model, shape), step_times.num_bytes(step_times.model_shapes(model, shape))
 
 
 def costs_on(cluster: Cluster, config: Config) -> Costs:
     """The assumed costs of an update."""
-    flops, num_bytes = counted(config.task)
+    flops, num_bytes = counted(config.task, imagenet.image_shape(config))
     example_s = flops / cluster.flops_per_s
     times = StepTimes.affine(clusters.MICROBATCH_S, example_s, clusters.APPLY_UPDATE_S, _LARGEST)
     return Costs(times, cluster.all_reduce, num_bytes, config.task.ghost_batch_size)
@@ -167,7 +166,7 @@ def _print_limits(chosen: list[Cluster], models: dict[str, Config]) -> None:
     head = ["model", "on", "GFLOP/image", "MB/update", "computed/s", "decoded/s", "cores wanted", "batch wanted"]
     rows = []
     for name, config in models.items():
-        flops, num_bytes = counted(config.task)
+        flops, num_bytes = counted(config.task, imagenet.image_shape(config))
         for cluster in chosen:
             found = rates(costs_on(cluster, config), cluster, _PER_CORE.value)
             cells = [f"{flops / 1e9:.1f}", f"{num_bytes / 1e6:.0f}", f"{found.computed:,.0f}", f"{found.decoded:,.0f}"]

@@ -48,7 +48,7 @@ for python in "${pythons[@]}"; do
   "$env/bin/python" -m bsjax.demo --seeds=1
   "$env/bin/python" -W error user.py
   "$env/bin/python" -m mypy --strict user.py
-  "$env/bin/python" -c "$(cat "$root/tests/package_import_time.py")"
+  "$env/bin/python" -c "$(cat "$root/tests/package_import_time.py")" 0.3
   cd "$root"
 done
 echo "The packages in dist/ are good."

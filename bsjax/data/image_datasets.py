@@ -35,8 +35,8 @@ def splits_in(folder: str | pathlib.Path) -> dict[str, pathlib.Path]:
 
 def has_images(name: str, data_dir: cache.DataDir = None) -> bool:
     """Whether there is a data set of images of many sizes by this name, complete or not."""
-    records = cache.dataset_dir(f"{name}/{TRAIN}", data_dir)
-    return holds_image_records(records) or bool(splits_in(cache.dataset_dir(name, data_dir)))
+    folder = cache.dataset_dir(name, data_dir)
+    return bool(splits_in(folder)) or holds_image_records(cache.dataset_dir(f"{name}/{TRAIN}", data_dir))
 
 
 def image_dataset_names(data_dir: cache.DataDir = None) -> list[str]:

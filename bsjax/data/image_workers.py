@@ -68,10 +68,10 @@ def _begin(reader: ImageReader) -> None:
     """Prepares a process, which only its parent ends: signals to the whole group are the parent's to answer."""
     _Worker.reader = reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before any thread starts, which inherits it
         threading.Thread(target=_end_if_parent_says_so, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,6 @@ from experiments.harness.presets import Workload
 
 DECAYING, GROWING = "Decaying learning rate", "Increasing batch size"
 _NUM_IMAGES, _NUM_TINY = 1_281_167, 5_000
-_PIXELS, _TINY_PIXELS = {"inception_resnet_v2": 299, "resnet50": 224}, 32
 
 
 class Published(NamedTuple):
@@ -150,7 +149,8 @@ RESNET50 = {
 
 def image_shape(config: Config) -> tuple[int, int, int]:
     """Height, width and channels of the images that a recipe trains on."""
-    pixels = _PIXELS.get(config.task.model, _TINY_PIXELS)
+    pixels = config.data.image_size
+    assert pixels is not None  # a preset has one, and the flags cannot take it away
     return pixels, pixels, 3
 
 

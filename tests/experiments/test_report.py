@@ -8,9 +8,8 @@ import pytest
 
 from bsjax import InvalidArgument
 from bsjax.errors import RunError
-from experiments import report
 from experiments.harness import html as pages
-from experiments.harness import report_parts
+from experiments.harness import report_page, report_parts
 
 EVIL = "<script>alert('1')</script>&\"</style>"
 PNG = bytes.fromhex("89504e470d0a1a0a")
@@ -61,7 +60,7 @@ def study(tmp_path):
 
 
 def test_a_study_without_a_figure_has_curves_results_runs_settings_and_commands(study):
-    page = report.report(study)
+    page = report_page.page(study)
     parsed = Parser(page)
     assert parsed.open == []  # every tag is closed
     sections = ["Results of the runs", "Runs", "Settings of all runs", "Commands and versions"]
@@ -81,7 +80,7 @@ def test_nothing_in_it_runs_or_is_loaded(study, tmp_path):
     (study / "figure<img src=x onerror=alert(1)>_table.csv").write_text(
         f'"{EVIL.replace(chr(34), chr(34) * 2)}",x\n1,2\n'
     )
-    parsed = Parser(page := report.report(study))
+    parsed = Parser(page := report_page.page(study))
     assert set(parsed.tags).isdisjoint({"script", "iframe", "link", "object", "a"}) and parsed.tags.count("style") == 1
     names = {name for name, _ in parsed.attributes}
     assert names <= {"charset", "lang", "name", "content", "http-equiv", "class", "alt", "src"}
@@ -96,7 +95,7 @@ def test_the_smaller_picture_of_a_figure_is_shown_beside_its_table(study):
     (study / "figure5.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (study / "figure5.png").write_bytes(PNG * 100)
     (study / "figure5_table.csv").write_text("schedule,difference,difference_low,difference_high\na,1.23456,-1,2\n")
-    page = report.report(study)
+    page = report_page.page(study)
     assert "data:image/svg+xml;base64," in page and "data:image/png" not in page  # no curves beside a figure
     assert {"verdict", "equal", "1.235 [-1, 2]"} <= set(Parser(page).texts)
 
@@ -110,9 +109,9 @@ def test_a_setting_that_older_runs_lack_is_no_difference(study):
 
 def test_the_folder_of_one_run_is_a_page_too(study):
     folder = study / "runs" / "rate=0.2,seed=2"
-    assert "not complete" in Parser(report.report(folder)).texts
+    assert "not complete" in Parser(report_page.page(folder)).texts
     (folder / "metrics.jsonl").write_text("")  # it has just begun
-    assert "img" not in Parser(report.report(folder)).tags
+    assert "img" not in Parser(report_page.page(folder)).tags
 
 
 def test_a_long_table_is_folded():
@@ -123,10 +122,10 @@ def test_a_long_table_is_folded():
 
 def test_other_folders_and_damaged_files_are_refused(study, tmp_path):
     with pytest.raises(InvalidArgument, match=r"workdir is .*the folder of a study or of a run that has begun"):
-        report.report(tmp_path / "missing")
+        report_page.page(tmp_path / "missing")
     (study / "figure5.json").write_text("{")
     with pytest.raises(RunError, match=r"figure5.json cannot be read: .*make the figure again"):
-        report.report(study)
+        report_page.page(study)
 
 
 def test_the_script_writes_the_page(study, call):
