@@ -6,13 +6,15 @@ It makes JPEGs of 500×375 pixels and ImageNet's size in bytes, or takes those o
 them to 224 pixels. First the sides take turns in one thread: `ImageSource`, the loop with Pillow that one would write
 by hand, and both decoders alone; their images/s are per second of a core's work, whatever else the machine does. Then
 threads and worker processes of `ImageSource` take turns with as many as there are cores, by the clock, and the work of
-the process that receives the workers' images is timed. The arithmetic at the end says how many cores an accelerator
-needs. docs/imagenet.md has the numbers.
+the process that receives the workers' images is timed, and the memory of this process is looked at after the first and
+after the last of the turns. The arithmetic at the end says how many cores an accelerator needs. docs/imagenet.md has
+the numbers.
 """
 
 import io
 import os
 import pathlib
+import re
 import statistics
 import tempfile
 import time
@@ -54,6 +56,7 @@ def measure(repeats: int, quick: bool) -> dict[str, Any]:
         results["cores"], results["all_cores"] = cores, _rates(parallel, len(data), repeats, time.perf_counter)
         received = _rates({"workers": parallel["workers"]}, len(data), repeats, time.process_time)
         results["received_images_per_s"] = received["workers"]["images_per_s"]
+        results["resident_mb"] = _resident_mb(parallel["threads"], 1 + repeats)
     rate = results["per_core"]["ImageSource"]["images_per_s"]
     results["cores_needed"] = {name: -(-trained // rate) for name, trained in TRAINED.items()}
     print(markdown(results), flush=True)
@@ -127,6 +130,20 @@ def _rates(
     }
 
 
+def _resident_mb(work: Callable[[int], Any], turns: int) -> tuple[float, float] | None:
+    """Memory of this process in MB (10^6 bytes), after the first and after the last turn; None if there is no /proc."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = []
+    for turn in range(turns):
+        work(turn)
+        match = re.search(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        assert match is not None
+        found.append(1024 * int(match[1]) / 1e6)
+    return found[0], found[-1]
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables of the documentation."""
     lines = [f"{results['images']} JPEGs of {results['mean_bytes']:,} bytes", ""]
@@ -138,6 +155,9 @@ def markdown(results: Mapping[str, Any]) -> str:
             lines.append(f"| {name} | {rate['images_per_s']:,.0f} | {ratio:.2f} ({low:.2f}-{high:.2f}) |")
         lines.append("")
     lines += [f"one process receives at most {results['received_images_per_s']:,.0f} images/s from workers", ""]
+    if results["resident_mb"]:
+        before, after = results["resident_mb"]
+        lines += [f"resident memory of the process: {before:.1f} MB, and {after:.1f} MB at the end", ""]
     lines += ["| ResNet-50 on | assumed images/s | cores that decode for it |", "|---|---|---|"]
     lines += [f"| {name} | {TRAINED[name]:,} | {count:.0f} |" for name, count in results["cores_needed"].items()]
     return "\n".join(lines)

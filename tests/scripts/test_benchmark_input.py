@@ -23,4 +23,6 @@ def test_the_input_is_measured(run_python, tmp_path, given):
     assert list(found["all_cores"]) == ["threads", "workers"]
     for name, count in found["cores_needed"].items():
         assert count * found["per_core"]["ImageSource"]["images_per_s"] >= {"H200": 3_000, "v5e-8": 12_000}[name]
+    first, last = found["resident_mb"]
+    assert 0 < last < 1.5 * first
     assert "| ResNet-50 on | assumed images/s |" in result.stdout
