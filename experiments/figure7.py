@@ -3,7 +3,7 @@
     python -m experiments.figure7 --preset=imagenet --plans --workdir=runs/figure7
     python -m experiments.figure7 --preset=imagenet --rehearse --workdir=runs/figure7
     python -m experiments.figure7 --preset=imagenet --seeds=2 --nocontrols --workdir=runs/figure7
-    python -m experiments.figure7 --preset=tiny_imagenet --seeds=3 --workdir=runs/tiny_imagenet
+    python -m experiments.figure7 --preset=tiny_imagenet --seeds=3 --workdir=runs/tiny_imagenet_figure7
 
 The first command prints the updates of the plans beside the paper's words. The second times their first microbatches on
 random images, and predicts what they would take here. The third trains them, on as many accelerators as there are, and

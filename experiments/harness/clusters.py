@@ -14,8 +14,8 @@ TPU_UTILISATION, GPU_UTILISATION = 0.35, 0.10
 # Seconds per microbatch beyond its operations, and of the optimizer's step: those of experiments/scaling.
 MICROBATCH_S, APPLY_UPDATE_S = 1e-3, 3e-4
 LATENCY_S = 1e-5  # per message of an all-reduce
-# JPEGs of 500×375 pixels decoded and cropped per second by a core of a host: half of what a core of one machine does
-# (scripts/benchmark.py --part=input, docs/imagenet.md), because vendors count two hardware threads of a core.
+# JPEGs of 500×375 pixels decoded and cropped per second by a core of a host: less than half of what a core of one
+# machine does (scripts/benchmark.py --part=input, docs/imagenet.md), because vendors count two threads of a core.
 IMAGES_PER_CORE_S = 277.0
 
 
