@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from bsjax.data import ArraySource, Dataset
 from bsjax.engine.step import TrainState
@@ -152,6 +153,23 @@ def run_python(tmp_path_factory):
             return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs))
 
         yield run
+
+
+@pytest.fixture(scope="session")
+def write_class_folders():
+    """A function that writes small JPEGs of many sizes into the folders of two classes, and returns their paths."""
+
+    def write(root, count):
+        random, paths = np.random.RandomState(0), []
+        for number in range(count):
+            path = root / ("ant", "bee")[number % 2] / f"{number:02}.JPEG"
+            path.parent.mkdir(exist_ok=True)
+            pixels = random.randint(256, size=(*random.randint(9, 40, 2), 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(path)
+            paths.append(path)
+        return paths
+
+    return write
 
 
 @pytest.fixture

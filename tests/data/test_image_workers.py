@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bsjax.data import ImageFolder, ImageSource
 from bsjax.errors import RunError
@@ -19,16 +18,12 @@ N = 12
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(write_class_folders, tmp_path_factory):
     """A folder of two classes, of which two images are damaged."""
-    root, random = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
-    for number in range(N):
-        path = root / ("ant", "bee")[number % 2] / f"{number:02}.JPEG"
-        path.parent.mkdir(exist_ok=True)
-        pixels = random.randint(256, size=(*random.randint(9, 40, 2), 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(path)
-        if number in (4, 7):
-            path.write_bytes(path.read_bytes()[:200])
+    root = tmp_path_factory.mktemp("images")
+    paths = write_class_folders(root, N)
+    for number in (4, 7):
+        paths[number].write_bytes(paths[number].read_bytes()[:200])
     return root
 
 

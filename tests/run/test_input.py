@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from PIL import Image
 
 from bsjax import Plan, Recipe
 from bsjax.data import ArraySource, ImageFolder, ImageSource
@@ -112,14 +111,9 @@ def test_the_progress_shows_a_large_share():
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A folder of two classes of 16 JPEGs of many sizes."""
-    root, random = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
-    for number in range(N):
-        path = root / ("ant", "bee")[number % 2] / f"{number:02}.JPEG"
-        path.parent.mkdir(exist_ok=True)
-        pixels = random.randint(256, size=(*random.randint(9, 30, 2), 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(path)
+def root(write_class_folders, tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    write_class_folders(root, N)
     return root
 
 
