@@ -18,6 +18,7 @@ from bsjax.run.identity import flatten
 from bsjax.run.metrics import read_json, read_summary
 from experiments.harness import html, runs
 
+_TIMES = ("_time_s", "_per_second")  # ends of the names of columns
 _SURROUNDINGS = ("command", "versions", "devices", "cores", "jobs", "date")
 
 
@@ -80,7 +81,9 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def merge_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows in which an estimate, its interval and its deviation are one cell.
+    """Rows in which an estimate, its interval and its deviation are one cell, and times come last.
+
+    A column that repeats a mean, such as test_loss beside test_loss_mean, is left out.
 
     >>> merge_columns([{"loss": 0.5, "loss_low": 0.4, "loss_high": 0.6, "acc_mean": 0.91234, "acc_std": 0.01}])
     [{'loss': '0.5 [0.4, 0.6]', 'acc': '0.9123 ± 0.01'}]
@@ -89,8 +92,9 @@ def merge_columns(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for row in rows:
         cells, ends = {}, {"value": ("low", "high")}  # of a table whose columns are value, low and high
         used = {end for name in row for end in ends.get(name, (f"{name}_low", f"{name}_high"))}
-        used |= {f"{name.removesuffix('_mean')}_std" for name in row if name.endswith("_mean")}
-        for name, value in row.items():
+        means = {name.removesuffix("_mean") for name in row if name and name.endswith("_mean")}
+        used |= means | {f"{name}_std" for name in means}
+        for name, value in sorted(row.items(), key=lambda item: str(item[0]).endswith(_TIMES)):
             if name is None or name in used:
                 continue
             shown, (low, high) = html.number(value), ends.get(name, (f"{name}_low", f"{name}_high"))

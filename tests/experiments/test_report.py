@@ -132,3 +132,16 @@ def test_the_script_writes_the_page(study, call):
     result = call("report", f"--workdir={study}")
     assert (result.returncode, result.stdout) == (0, f"{study}/report.html\n"), result.stderr
     assert (study / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_figures_table_keeps_the_deviation_of_a_mean_and_has_times_last():
+    row = {"schedule": "A", "test_loss_mean": "1.5", "test_loss_std": "0.1", "test_loss": "1.5", "wall_time_s": "2"}
+    row |= {"examples_per_second": "9", "difference": "0.2", "difference_low": "0.1", "difference_high": "0.3"}
+    [cells] = report_parts.merge_columns([row])
+    assert list(cells.items()) == [
+        ("schedule", "A"),
+        ("test_loss", "1.5 ± 0.1"),
+        ("difference", "0.2 [0.1, 0.3]"),
+        ("wall_time_s", "2"),
+        ("examples_per_second", "9"),
+    ]
